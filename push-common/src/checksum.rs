@@ -1,0 +1,127 @@
+//! Incremental update of Internet checksums (RFC 1071, RFC 1624).
+//!
+//! A checksum that was wrong before an update is wrong after it, by the same amount: rewriting a
+//! corrupt datagram never makes it look intact.
+
+/// What a set of replaced 16-bit words does to a checksum.
+///
+/// Words are taken as they lie in memory; the ones' complement sum doesn't depend on byte order
+/// (RFC 1071, section 2(B)), as long as the checksum is taken from memory the same way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delta(u64);
+
+impl Delta {
+    /// Accounts for a word `old` that becomes `new`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn replace_u16(self, old: u16, new: u16) -> Self {
+        // RFC 1624, equation 3: ~m + m'. Each term is below 2^16, so 2^40 of them fit.
+        Self(self.0.wrapping_add((!old) as u64).wrapping_add(new as u64))
+    }
+
+    /// Accounts for four bytes `old`, at an even offset, that become `new`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn replace_u32(self, old: u32, new: u32) -> Self {
+        // 2^16 is congruent to 1 modulo 2^16 - 1, so that folding sorts the halves out.
+        Self(self.0.wrapping_add((!old) as u64).wrapping_add(new as u64))
+    }
+
+    /// Accounts for eight bytes `old`, at an even offset, that become `new`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn replace_u64(self, old: u64, new: u64) -> Self {
+        self.replace_u32(old as u32, new as u32)
+            .replace_u32((old >> 32) as u32, (new >> 32) as u32)
+    }
+
+    /// The checksum after the replacement: RFC 1624, equation 3.
+    #[inline(always)]
+    #[must_use]
+    pub const fn apply(self, checksum: u16) -> u16 {
+        !fold(self.0.wrapping_add((!checksum) as u64))
+    }
+
+    /// The UDP checksum after the replacement: 0 would mean "none", so it is sent as `0xFFFF`,
+    /// which is the same number in ones' complement (RFC 768).
+    #[inline(always)]
+    #[must_use]
+    pub const fn apply_udp(self, checksum: u16) -> u16 {
+        match self.apply(checksum) {
+            0 => 0xFFFF,
+            updated => updated,
+        }
+    }
+}
+
+/// Folds the carries of a ones' complement sum into 16 bits.
+#[inline(always)]
+const fn fold(sum: u64) -> u16 {
+    let sum = (sum >> 32) + (sum & 0xFFFF_FFFF); // 33 bits
+    let sum = (sum >> 16) + (sum & 0xFFFF); // 18 bits
+    let sum = (sum >> 16) + (sum & 0xFFFF); // 17 bits, and if bit 16 is set, the rest is small
+    ((sum >> 16) + (sum & 0xFFFF)) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// RFC 1071, the plain way.
+    fn from_scratch(words: &[u16]) -> u16 {
+        let mut sum: u32 = words.iter().map(|&word| u32::from(word)).sum();
+        while sum > 0xFFFF {
+            sum = (sum >> 16) + (sum & 0xFFFF);
+        }
+        !(sum as u16)
+    }
+
+    #[test]
+    fn example_of_rfc_1624_section_4() {
+        // HC = 0xDD2F, m = 0x5555, m' = 0x3285, HC' = 0x0000.
+        assert_eq!(
+            Delta::default().replace_u16(0x5555, 0x3285).apply(0xDD2F),
+            0x0000
+        );
+    }
+
+    #[test]
+    fn a_udp_checksum_never_becomes_none() {
+        assert_eq!(
+            Delta::default()
+                .replace_u16(0x5555, 0x3285)
+                .apply_udp(0xDD2F),
+            0xFFFF
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn an_update_equals_a_sum_from_scratch(
+            mut words in proptest::array::uniform16(any::<u16>()),
+            short in any::<u16>(), long in any::<u32>(), longer in any::<u64>(),
+        ) {
+            words[15] = words[15].max(1); // all zero has two representations
+            let before = from_scratch(&words);
+            let delta = Delta::default()
+                .replace_u16(words[0], short)
+                .replace_u32(u32::from(words[2]) | u32::from(words[3]) << 16, long)
+                .replace_u64((4..8).map(|i| u64::from(words[i]) << (16 * (i - 4))).sum(), longer);
+            words[0] = short;
+            (words[2], words[3]) = (long as u16, (long >> 16) as u16);
+            for (i, word) in words[4..8].iter_mut().enumerate() {
+                *word = (longer >> (16 * i)) as u16;
+            }
+            prop_assert_eq!(delta.apply(before), from_scratch(&words));
+        }
+
+        #[test]
+        fn an_error_stays_an_error(old in any::<u16>(), new in any::<u16>(), right in any::<u16>(), flip in 1..0xFFFF_u16) {
+            let wrong = right ^ flip;
+            let delta = Delta::default().replace_u16(old, new);
+            let same = |a: u16, b: u16| a == b || (a == 0 && b == 0xFFFF) || (a == 0xFFFF && b == 0);
+            prop_assert_eq!(same(delta.apply(right), delta.apply(wrong)), same(right, wrong));
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! What the two halves of push agree on, byte for byte.
+//!
+//! No I/O, no allocation, no clock: this crate compiles for the BPF target as it does for the host.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`wire`] | headers as they are on the wire, the push trigger and its session identifier |
+//! | [`tag`] | the MAC over a trigger |
+//! | [`token`] | the secret an application holds, and the key derived from it (feature `token`) |
+//! | [`replay`] | the window that lets each sequence number through once |
+//! | [`checksum`] | incremental Internet checksums |
+//! | [`verdict`] | what can become of a packet |
+//! | [`maps`] | names, sizes and records of the BPF maps |
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod checksum;
+pub mod maps;
+pub mod replay;
+pub mod tag;
+#[cfg(feature = "token")]
+pub mod token;
+pub mod verdict;
+pub mod wire;
