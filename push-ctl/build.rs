@@ -1,0 +1,42 @@
+//! Builds the XDP program, which the binary embeds.
+
+use anyhow::{Context, Result, bail};
+use aya_build::{Package, Toolchain};
+use std::path::PathBuf;
+use std::{env, fs};
+
+fn main() -> Result<()> {
+    let manifest_dir = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let workspace = manifest_dir.parent().context("push-ctl is in a workspace")?;
+    let tools = workspace.join("target/tools");
+    let toolchain_file = tools.join("toolchain");
+    for input in ["push-common", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo:rerun-if-changed={}", workspace.join(input).display());
+    }
+    println!("cargo:rerun-if-changed={}", toolchain_file.display());
+
+    let Ok(toolchain) = fs::read_to_string(&toolchain_file) else {
+        bail!("nothing is set up to build the XDP program; run: cargo xtask setup");
+    };
+    let path = env::join_paths(
+        [tools.join("bin")].into_iter().chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())),
+    )?;
+    // SAFETY: nothing else runs in a build script before the first thread is started.
+    #[expect(unsafe_code, reason = "aya-build takes both from the environment")]
+    unsafe {
+        env::set_var("PATH", path);
+        // `-Z build-std` on whatever channel the toolchain is of; the host build stays plain stable.
+        env::set_var("RUSTC_BOOTSTRAP", "1");
+    }
+    let features: &[&str] = if env::var_os("CARGO_FEATURE_LOG").is_some() { &["log"] } else { &[] };
+    let root_dir = workspace.join("push-ebpf");
+    aya_build::build_ebpf(
+        [Package {
+            name: "push-ebpf",
+            root_dir: root_dir.to_str().context("the path of the workspace is not UTF-8")?,
+            no_default_features: false,
+            features,
+        }],
+        Toolchain::Custom(toolchain.trim()),
+    )
+}
