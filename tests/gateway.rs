@@ -28,7 +28,7 @@ pub const ONE_ARMED_MAC: [u8; 6] = [2, 0, 0, 0, 1, 7];
 pub struct Gateway {
     pub dataplane: Dataplane,
     pub settings: Settings,
-    _state: tempfile::TempDir,
+    pub _state: tempfile::TempDir,
 }
 
 

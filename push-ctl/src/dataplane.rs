@@ -364,6 +364,12 @@ impl Dataplane {
     }
 }
 
+/// The compiled XDP program, an ELF object that bpftool and xdp-loader take too.
+#[must_use]
+pub fn object() -> &'static [u8] {
+    OBJECT
+}
+
 /// What is pinned, if it can be adopted; with layout version 0 if there is nothing.
 fn adoptable(settings: &Settings) -> Result<Meta> {
     let pin_dir = &settings.pin_dir;
@@ -397,10 +403,10 @@ fn adoptable(settings: &Settings) -> Result<Meta> {
     );
     ensure!(
         meta.session_slots == settings.session_slots,
-        "the session table in pin_dir {} has {} slots, sessions.slots is {}; set it to {0}, or, {remove}",
+        "the session table in pin_dir {} has {slots} slots, sessions.slots is {}; set it to {slots}, or, {remove}",
         pin_dir.display(),
-        meta.session_slots,
         settings.session_slots,
+        slots = meta.session_slots,
     );
     Ok(meta)
 }
@@ -491,11 +497,10 @@ async fn attach(
             let other = netlink::attached_program(interface).await?;
             let id = other.map_or(0, |other| other.program_id);
             bail!(
-                "another XDP program ({}, id {id}) is attached to {}; it is left alone. Detach it first: \
-                 ip link set dev {2} xdp off, or remove the pin of its link",
+                "another XDP program ({}, id {id}) is attached to {nic}; it is left alone. Detach it first: \
+                 ip link set dev {nic} xdp off, or remove the pin of its link",
                 program_name(id),
-                nic.name,
-                nic.name,
+                nic = nic.name,
             );
         }
         Err(error) => {
