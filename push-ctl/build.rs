@@ -22,11 +22,13 @@ fn main() -> Result<()> {
         [tools.join("bin")].into_iter().chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())),
     )?;
     // SAFETY: nothing else runs in a build script before the first thread is started.
-    #[expect(unsafe_code, reason = "aya-build takes both from the environment")]
+    #[expect(unsafe_code, reason = "aya-build takes them from the environment")]
     unsafe {
         env::set_var("PATH", path);
         // `-Z build-std` on whatever channel the toolchain is of; the host build stays plain stable.
         env::set_var("RUSTC_BOOTSTRAP", "1");
+        // What the nested build says comes out as warnings of this one; let it say no more than that.
+        env::set_var("CARGO_TERM_QUIET", "true");
     }
     let features: &[&str] = if env::var_os("CARGO_FEATURE_LOG").is_some() { &["log"] } else { &[] };
     let root_dir = workspace.join("push-ebpf");

@@ -1,0 +1,337 @@
+//! The command line.
+//!
+//! Data goes to stdout, everything else to stderr: a table or a few lines for people, or with `-j` one
+//! line of JSON, errors too. Exits with 0 if it went well, 1 if not, 2 if the arguments make no sense.
+
+mod client;
+mod commands;
+mod people;
+mod trigger;
+
+use crate::config::{self, Config};
+use crate::sessions::records::RegistrationId;
+use clap::{CommandFactory, Parser, Subcommand};
+use push_common::wire::SessionId;
+use serde::Serialize;
+use serde_json::json;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Controller and operator's tool of the push gateway.
+#[derive(Debug, Parser)]
+#[command(name = "push-ctl", version, max_term_width = 110)]
+pub struct Cli {
+    /// Print JSON, errors too
+    #[arg(short, long, global = true)]
+    json: bool,
+    /// Socket of the daemon, the `admin_socket` of its configuration
+    #[arg(long, global = true, env = "PUSH_SOCKET", value_name = "FILE", default_value = config::DEFAULT_ADMIN_SOCKET)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the controller in the foreground; it logs to stderr (`RUST_LOG` sets how much)
+    Run(ConfigFile),
+    /// Show how the daemon is doing, and what should be mended
+    Status,
+    /// Applications whose servers may validate tokens
+    #[command(subcommand)]
+    App(App),
+    /// Devices that are registered
+    #[command(subcommand)]
+    Terminal(Terminal),
+    /// Sessions of applications on devices
+    #[command(subcommand)]
+    Session(Session),
+    /// Show what became of packets, with what it means
+    Stats {
+        /// Also verdicts that no packet got
+        #[arg(long)]
+        all: bool,
+    },
+    /// The configuration of the daemon
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// What an application's server does
+    #[command(subcommand)]
+    Trigger(Trigger),
+    /// Print a script that completes commands in a shell
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigFile {
+    /// Configuration file
+    #[arg(short, long, env = "PUSH_CONFIG", value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum App {
+    /// Add an application and print its key, which can't be had later
+    Add {
+        /// 1 to 64 of the characters A-Z a-z 0-9 . _ -
+        name: String,
+    },
+    /// List applications
+    List,
+    /// Remove an application; its sessions end
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Terminal {
+    /// List terminals
+    List,
+    /// Show one terminal
+    Show {
+        /// Its registration id, 16 hexadecimal digits
+        id: RegistrationId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Session {
+    /// List sessions
+    List {
+        /// Also sessions that are over, as far as they are remembered
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show one session
+    Show {
+        /// Its identifier, 16 hexadecimal digits
+        id: SessionId,
+    },
+    /// End a session: its triggers are refused from now on
+    Revoke {
+        /// Its identifier, 16 hexadecimal digits
+        id: SessionId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print an example with all keys explained
+    Example,
+    /// Check a configuration without doing anything
+    Check(ConfigFile),
+}
+
+#[derive(Debug, Subcommand)]
+enum Trigger {
+    /// Sign a trigger and send it
+    Send(trigger::Send),
+}
+
+/// What a command has to say.
+struct Output {
+    /// If it isn't the same for programs.
+    json: Option<String>,
+    people: String,
+}
+
+impl Output {
+    fn new(data: &impl Serialize, people: String) -> Result<Self, Failure> {
+        let json = serde_json::to_string(data).map_err(|error| Failure::new(error.to_string()))?;
+        Ok(Self {
+            json: Some(json),
+            people,
+        })
+    }
+}
+
+/// Why a command failed, and what can be done about it.
+#[derive(Debug)]
+struct Failure {
+    error: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    fn new(error: impl Into<String>) -> Self {
+        Self {
+            error: error.into(),
+            hint: None,
+        }
+    }
+
+    fn with_hint(error: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            error: error.into(),
+            hint: Some(hint.into()),
+        }
+    }
+
+    fn report(&self, as_json: bool) {
+        if as_json {
+            print(&format!(
+                "{}\n",
+                json!({ "error": self.error, "hint": self.hint })
+            ));
+            return;
+        }
+        let hint = self
+            .hint
+            .as_ref()
+            .map(|hint| format!("hint: {hint}\n"))
+            .unwrap_or_default();
+        // If nobody reads it there is nobody to tell.
+        let _unread = write!(io::stderr(), "push-ctl: {}\n{hint}", self.error);
+    }
+}
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let as_json = cli.json;
+    match dispatch(cli) {
+        Ok(Output {
+            json: Some(json), ..
+        }) if as_json => print(&format!("{json}\n")),
+        Ok(Output { people, .. }) => print(&people),
+        Err(failure) => {
+            failure.report(as_json);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What clap has to say: help and version too.
+fn usage(error: &clap::Error) -> ExitCode {
+    let as_json = std::env::args_os().any(|argument| argument == "-j" || argument == "--json");
+    if as_json && error.use_stderr() {
+        let text = error.render().to_string();
+        let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+        let hint = rest.split_whitespace().collect::<Vec<_>>().join(" ");
+        Failure::with_hint(first.trim_start_matches("error: "), hint).report(true);
+    } else {
+        // If nobody reads it there is nobody to tell.
+        let _unread = error.print();
+    }
+    if error.use_stderr() {
+        ExitCode::from(2)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// Prints to stdout. Who closes the pipe has read enough.
+fn print(text: &str) -> ExitCode {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            let _unread = writeln!(io::stderr(), "push-ctl: can't write to stdout: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<Output, Failure> {
+    let quiet = |people: String| Ok(Output { json: None, people });
+    let socket = &cli.socket;
+    match cli.command {
+        Command::Run(ConfigFile { config }) => run(&config).and_then(|()| quiet(String::new())),
+        Command::Status => client::ask(socket, commands::status()),
+        Command::App(App::Add { name }) => client::ask(socket, commands::app_add(&name)),
+        Command::App(App::List) => client::ask(socket, commands::app_list()),
+        Command::App(App::Remove { name }) => client::ask(socket, commands::app_remove(&name)),
+        Command::Terminal(Terminal::List) => client::ask(socket, commands::terminal_list()),
+        Command::Terminal(Terminal::Show { id }) => {
+            client::ask(socket, commands::terminal_show(id))
+        }
+        Command::Session(Session::List { all }) => client::ask(socket, commands::session_list(all)),
+        Command::Session(Session::Show { id }) => client::ask(socket, commands::session_show(id)),
+        Command::Session(Session::Revoke { id }) => {
+            client::ask(socket, commands::session_revoke(id))
+        }
+        Command::Stats { all } => client::ask(socket, commands::stats(all)),
+        Command::Config(ConfigCommand::Example) => quiet(Config::example().to_owned()),
+        Command::Config(ConfigCommand::Check(ConfigFile { config })) => {
+            let config = Config::load(&config).map_err(|error| bad_config(&error))?;
+            let people = format!("{} is right.\n", config.path.display());
+            Output::new(&json!({ "config": config.path, "valid": true }), people)
+        }
+        Command::Trigger(Trigger::Send(send)) => trigger::send(&send),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "push-ctl", &mut script);
+            quiet(String::from_utf8_lossy(&script).into_owned())
+        }
+    }
+}
+
+fn bad_config(error: &config::ConfigError) -> Failure {
+    let hint = match error {
+        config::ConfigError::Unreadable { .. } => {
+            "name the file with -c, or begin with one from `push-ctl config example`"
+        }
+        config::ConfigError::Invalid { .. } | config::ConfigError::Senseless { .. } => {
+            "`push-ctl config example` explains every key"
+        }
+    };
+    Failure::with_hint(error.to_string(), hint)
+}
+
+fn run(path: &std::path::Path) -> Result<(), Failure> {
+    let config = Config::load(path).map_err(|error| bad_config(&error))?;
+    let filter = EnvFilter::builder()
+        .with_default_directive(tracing::Level::INFO.into())
+        .from_env();
+    let filter = filter.map_err(|error| Failure::new(format!("RUST_LOG: {error}")))?;
+    let to_terminal = io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(to_terminal)
+        .init();
+    let failed = |error: &dyn std::fmt::Display| Failure::new(error.to_string());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| failed(&e))?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(|e| failed(&e))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| failed(&e))?;
+        let shutdown = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        crate::run(config, shutdown)
+            .await
+            .map_err(|error| Failure::new(format!("{error:#}")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

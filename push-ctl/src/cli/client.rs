@@ -1,0 +1,145 @@
+//! Asks the daemon over its socket.
+
+use super::{Failure, Output};
+use crate::problem::Problem;
+use reqwest::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::error::Error;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+const TIMEOUT: Duration = Duration::from_secs(35);
+
+/// What to ask, and how to tell people the answer.
+pub(super) struct Question<T> {
+    method: Method,
+    path: String,
+    body: Option<serde_json::Value>,
+    people: Box<dyn FnOnce(&T) -> String>,
+}
+
+impl<T> Question<T> {
+    /// Asks for something to be shown.
+    pub(super) fn get(
+        path: impl Into<String>,
+        people: impl FnOnce(&T) -> String + 'static,
+    ) -> Self {
+        Self {
+            method: Method::GET,
+            path: path.into(),
+            body: None,
+            people: Box::new(people),
+        }
+    }
+
+    /// Asks for something to be done.
+    pub(super) fn act(
+        method: Method,
+        path: impl Into<String>,
+        body: Option<serde_json::Value>,
+        people: impl FnOnce(&T) -> String + 'static,
+    ) -> Self {
+        Self {
+            method,
+            path: path.into(),
+            body,
+            people: Box::new(people),
+        }
+    }
+}
+
+/// Asks the daemon that listens on `socket`.
+pub(super) fn ask<T: Serialize + DeserializeOwned>(
+    socket: &Path,
+    question: Question<T>,
+) -> Result<Output, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| Failure::new(error.to_string()))?;
+    let answer: T = runtime.block_on(answer(
+        socket,
+        question.method,
+        &question.path,
+        question.body,
+    ))?;
+    Output::new(&answer, (question.people)(&answer))
+}
+
+async fn answer<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Option<serde_json::Value>,
+) -> Result<T, Failure> {
+    let unreachable = |error: &reqwest::Error| unreachable(socket, error);
+    let client = reqwest::Client::builder()
+        .unix_socket(socket)
+        .timeout(TIMEOUT)
+        .build()
+        .map_err(|e| unreachable(&e))?;
+    let mut request = client.request(method, format!("http://push{path}"));
+    if let Some(body) = body {
+        request = request.json(&body);
+    }
+    let response = request.send().await.map_err(|e| unreachable(&e))?;
+    let succeeded = response.status().is_success();
+    let body = response.bytes().await.map_err(|e| unreachable(&e))?;
+    let not_understood = |_| {
+        let error = format!(
+            "what listens on {} doesn't answer like push-ctl {}",
+            socket.display(),
+            env!("CARGO_PKG_VERSION")
+        );
+        Failure::with_hint(error, "use the push-ctl that the daemon was started with")
+    };
+    if succeeded {
+        return serde_json::from_slice(&body).map_err(not_understood);
+    }
+    let problem: Problem = serde_json::from_slice(&body).map_err(not_understood)?;
+    Err(Failure {
+        error: problem.detail,
+        hint: hint(&problem.kind),
+    })
+}
+
+fn hint(kind: &str) -> Option<String> {
+    let hint = match kind.strip_prefix("urn:push:problem:")? {
+        "unknown-app" | "app-exists" => "`push-ctl app list` shows which there are",
+        "unknown-session" => "`push-ctl session list` shows which there are",
+        "unknown-terminal" => "`push-ctl terminal list` shows which there are",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+/// Why the daemon can't be asked.
+fn unreachable(socket: &Path, error: &reqwest::Error) -> Failure {
+    let socket = socket.display();
+    if error.is_timeout() {
+        let message = format!("the daemon at {socket} doesn't answer in time");
+        return Failure::with_hint(message, "its log, on stderr of `push-ctl run`, may say why");
+    }
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    let mut source = None;
+    while let Some(error) = cause {
+        source = error.downcast_ref::<io::Error>().or(source);
+        cause = error.source();
+    }
+    match source.map(io::Error::kind) {
+        Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Failure::with_hint(
+            format!("no daemon listens on {socket}"),
+            "start it with `push-ctl run -c FILE`, or name its admin_socket with --socket or PUSH_SOCKET",
+        ),
+        Some(io::ErrorKind::PermissionDenied) => Failure::with_hint(
+            format!("not allowed to open {socket}"),
+            "run as root, or as a member of the group that owns the socket",
+        ),
+        Some(_) | None => {
+            let cause = source.map_or_else(|| error.to_string(), io::Error::to_string);
+            Failure::new(format!("the daemon at {socket} can't be asked: {cause}"))
+        }
+    }
+}

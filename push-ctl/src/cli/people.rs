@@ -1,0 +1,132 @@
+//! Tables, and numbers as people read them.
+
+use comfy_table::{CellAlignment, ContentArrangement, presets};
+use std::fmt;
+use std::time::Duration;
+
+/// Columns under a head, or facts.
+pub(super) struct Table(comfy_table::Table);
+
+impl Table {
+    /// With a head.
+    pub(super) fn new(head: &[&str]) -> Self {
+        let mut table = Self::facts();
+        table.0.set_header(head.iter().copied());
+        for column in table.0.column_iter_mut() {
+            if matches!(
+                head.get(column.index),
+                Some(&("PACKETS" | "BYTES" | "DELIVERED" | "SESSIONS"))
+            ) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        table
+    }
+
+    /// Without a head, for facts.
+    pub(super) fn facts() -> Self {
+        let mut table = comfy_table::Table::new();
+        table
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Dynamic);
+        Self(table)
+    }
+
+    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.0.add_row(cells);
+    }
+
+    pub(super) fn fact(&mut self, name: &str, value: impl fmt::Display) {
+        self.0.add_row([name.to_owned(), value.to_string()]);
+    }
+
+    /// The table, or `sentence` if it has no rows.
+    pub(super) fn or_say(&self, sentence: &str) -> String {
+        if self.0.is_empty() {
+            format!("{sentence}\n")
+        } else {
+            self.to_string()
+        }
+    }
+}
+
+/// Without the blanks that columns begin and end with.
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in self.0.lines() {
+            writeln!(f, "{}", line.strip_prefix(' ').unwrap_or(&line).trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// `1,234,567`
+pub(super) fn amount(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `1 session`, `2 sessions`
+pub(super) fn plural<N: TryInto<u64>>(number: N, thing: &str) -> String {
+    let number = number.try_into().unwrap_or(u64::MAX);
+    format!(
+        "{} {thing}{}",
+        amount(number),
+        if number == 1 { "" } else { "s" }
+    )
+}
+
+/// `1h 5m`
+pub(super) fn lifetime(seconds: u64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds)).to_string()
+}
+
+/// `5m ago`
+pub(super) fn ago(seconds: u64) -> String {
+    if seconds == 0 {
+        "just now".to_owned()
+    } else {
+        format!("{} ago", lifetime(seconds))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        let cases = [
+            (0, "0"),
+            (999, "999"),
+            (1_000, "1,000"),
+            (1_234_567, "1,234,567"),
+        ];
+        for (number, text) in cases {
+            assert_eq!(amount(number), text);
+        }
+        assert_eq!(
+            (plural(1_u64, "session"), plural(0_u64, "session")),
+            ("1 session".into(), "0 sessions".into())
+        );
+    }
+
+    #[test]
+    fn a_table_has_no_blanks_around_it() {
+        let mut table = Table::new(&["NAME", "BYTES"]);
+        table.row(["a".to_owned(), "1,000".to_owned()]);
+        table.row(["long name".to_owned(), "1".to_owned()]);
+        assert_eq!(
+            table.to_string(),
+            "NAME       BYTES\na          1,000\nlong name      1\n"
+        );
+        assert_eq!(Table::new(&["NAME"]).or_say("None."), "None.\n");
+    }
+}

@@ -1,0 +1,286 @@
+//! The configuration: one TOML file. `push-ctl config example` prints one with all keys explained.
+
+mod check;
+#[cfg(test)]
+mod tests;
+
+pub use check::{CheckError, Problem};
+
+use push_common::maps::DEFAULT_SESSION_SLOTS;
+use push_common::wire::DEFAULT_TRIGGER_PORT;
+use serde::{Deserialize, Deserializer, Serialize};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fs, io};
+
+/// Where the configuration is unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/push/push.toml";
+
+/// Where the controller listens for `push-ctl` unless told otherwise.
+pub const DEFAULT_ADMIN_SOCKET: &str = "/run/push/admin.sock";
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The file that it was read from.
+    #[serde(skip)]
+    pub path: PathBuf,
+    /// Directory of the store, and of the self-signed certificate.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Directory on a bpffs where maps and links are pinned.
+    #[serde(default = "default_pin_dir")]
+    pub pin_dir: PathBuf,
+    /// Unix socket on which the controller listens for `push-ctl`.
+    #[serde(default = "default_admin_socket")]
+    pub admin_socket: PathBuf,
+    /// How many sessions there can be, and for how long.
+    #[serde(default)]
+    pub sessions: Sessions,
+    /// How triggers are taken and passed on.
+    #[serde(default)]
+    pub triggers: Triggers,
+    /// How the program is attached.
+    #[serde(default)]
+    pub data_plane: DataPlane,
+    /// The NICs that it is attached to.
+    #[serde(default)]
+    pub nic: Vec<Nic>,
+    /// Where devices register.
+    pub internal: Internal,
+    /// Where application servers validate tokens.
+    pub external: External,
+}
+
+/// How many sessions there can be, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sessions {
+    /// Slots of the session table; there can be as many sessions, and as many terminals.
+    pub slots: u32,
+    /// Lifetime of a registration that doesn't ask for one.
+    #[serde(deserialize_with = "duration")]
+    pub default_lifetime: Duration,
+    /// Longest lifetime that a registration gets.
+    #[serde(deserialize_with = "duration")]
+    pub max_lifetime: Duration,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            slots: DEFAULT_SESSION_SLOTS,
+            default_lifetime: Duration::from_hours(1),
+            max_lifetime: Duration::from_hours(24),
+        }
+    }
+}
+
+/// How triggers are taken and passed on.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Triggers {
+    /// UDP port on which they are taken.
+    pub port: u16,
+    /// Whether they keep the source address and port they came with.
+    pub keep_source: bool,
+}
+
+impl Default for Triggers {
+    fn default() -> Self {
+        Self {
+            port: DEFAULT_TRIGGER_PORT,
+            keep_source: false,
+        }
+    }
+}
+
+/// How the program is attached.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataPlane {
+    /// Whether generic XDP will do where the driver has no native XDP.
+    pub allow_generic: bool,
+    /// Whether to refuse to start without `CAP_PERFMON`.
+    pub require_perfmon: bool,
+}
+
+impl Default for DataPlane {
+    fn default() -> Self {
+        Self {
+            allow_generic: false,
+            require_perfmon: true,
+        }
+    }
+}
+
+/// A NIC that the program is attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nic {
+    /// Its name.
+    pub name: String,
+    /// What is behind it.
+    pub role: Role,
+    /// Its addresses to which triggers are sent, one per IP version at most.
+    #[serde(default)]
+    pub trigger_addresses: Vec<IpAddr>,
+}
+
+impl Nic {
+    /// The IPv4 address to which triggers are sent.
+    #[must_use]
+    pub fn ipv4(&self) -> Option<Ipv4Addr> {
+        self.trigger_addresses
+            .iter()
+            .find_map(|address| match address {
+                IpAddr::V4(v4) => Some(*v4),
+                IpAddr::V6(_) => None,
+            })
+    }
+
+    /// The IPv6 address to which triggers are sent.
+    #[must_use]
+    pub fn ipv6(&self) -> Option<Ipv6Addr> {
+        self.trigger_addresses
+            .iter()
+            .find_map(|address| match address {
+                IpAddr::V4(_) => None,
+                IpAddr::V6(v6) => Some(*v6),
+            })
+    }
+}
+
+/// What is behind a NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Application servers: triggers are taken.
+    External,
+    /// Devices.
+    Internal,
+    /// Both.
+    Both,
+}
+
+impl Role {
+    /// Whether triggers are taken.
+    #[must_use]
+    pub const fn takes_triggers(self) -> bool {
+        match self {
+            Self::External | Self::Both => true,
+            Self::Internal => false,
+        }
+    }
+}
+
+/// Where devices register.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Internal {
+    /// Addresses and UDP ports; devices receive triggers from these.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// Where application servers validate tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct External {
+    /// Addresses and TCP ports.
+    pub listen: Vec<SocketAddr>,
+    /// PEM file of the certificate chain.
+    pub certificate: Option<PathBuf>,
+    /// PEM file of its private key.
+    pub private_key: Option<PathBuf>,
+}
+
+/// A configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read the configuration {}: {cause}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// It isn't TOML, or has keys or values that don't exist.
+    #[error("{}: {what}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what is wrong.
+        what: String,
+    },
+    /// Its values make no sense.
+    #[error("{}: {cause}", path.display())]
+    Senseless {
+        /// The file.
+        path: PathBuf,
+        /// What makes no sense.
+        cause: CheckError,
+    },
+}
+
+impl Config {
+    /// A configuration with every key explained.
+    #[must_use]
+    pub const fn example() -> &'static str {
+        include_str!("config/example.toml")
+    }
+
+    /// Reads and checks the configuration in this file.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|cause| ConfigError::Unreadable {
+            path: path.to_owned(),
+            cause,
+        })?;
+        let mut config: Self = toml::from_str(&text).map_err(|error| ConfigError::Invalid {
+            path: path.to_owned(),
+            what: one_line(&error, &text),
+        })?;
+        config.path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        config.check().map_err(|cause| ConfigError::Senseless {
+            path: path.to_owned(),
+            cause,
+        })?;
+        Ok(config)
+    }
+}
+
+/// The error with the line it is in, on one line.
+fn one_line(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().trim_end().replace('\n', ", ");
+    match error.span().and_then(|span| text.get(..span.start)) {
+        Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
+        None => message,
+    }
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/push".into()
+}
+
+fn default_pin_dir() -> PathBuf {
+    "/sys/fs/bpf/push".into()
+}
+
+fn default_admin_socket() -> PathBuf {
+    DEFAULT_ADMIN_SOCKET.into()
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map_err(|error| {
+        serde::de::Error::custom(format!(
+            "`{text}` is not a duration ({error}); write for example `90s`, `15m` or `1h 30m`"
+        ))
+    })
+}

@@ -1,0 +1,305 @@
+//! Whether the values of a configuration make sense.
+
+use super::{Config, External, Nic, Role};
+use push_common::maps::{MAX_NICS, MAX_SOURCES};
+use std::collections::HashSet;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+/// Slots that a table can have: 8 GiB of records.
+const MAX_SLOTS: u32 = 1 << 26;
+
+/// Longest lifetime: well below what the data plane can count.
+const MAX_LIFETIME: Duration = Duration::from_hours(24 * 365);
+
+/// Longest path of a unix socket (`sun_path` without the NUL).
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// Longest name of a NIC (`IFNAMSIZ` without the NUL).
+const MAX_NIC_NAME_BYTES: usize = 15;
+
+/// Something in a configuration makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where, as in `nic.eth1.role`.
+    pub key: String,
+    /// What is wrong with it, and what to write instead.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.what)
+    }
+}
+
+/// All that makes no sense in a configuration; at least one problem.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct CheckError(pub Vec<Problem>);
+
+impl fmt::Display for CheckError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, problem) in self.0.iter().enumerate() {
+            write!(f, "{}{problem}", if n == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(&mut self, key: impl Into<String>, what: impl Into<String>) {
+        self.0.push(Problem {
+            key: key.into(),
+            what: what.into(),
+        });
+    }
+}
+
+impl Config {
+    /// Whether the values make sense. What only the kernel knows, as which NICs there are, is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// Everything that makes no sense.
+    pub fn check(&self) -> Result<(), CheckError> {
+        let mut problems = Problems::default();
+        self.check_paths(&mut problems);
+        self.check_sessions(&mut problems);
+        if self.triggers.port == 0 {
+            problems.add(
+                "triggers.port",
+                "0 is no port; write one between 1 and 65535",
+            );
+        }
+        self.check_nics(&mut problems);
+        check_listen("internal.listen", &self.internal.listen, &mut problems);
+        if self.internal.listen.len() > MAX_SOURCES as usize {
+            problems.add(
+                "internal.listen",
+                format!("has more than {MAX_SOURCES} addresses; write fewer"),
+            );
+        }
+        check_listen("external.listen", &self.external.listen, &mut problems);
+        check_certificate(&self.external, &mut problems);
+        if problems.0.is_empty() {
+            Ok(())
+        } else {
+            Err(CheckError(problems.0))
+        }
+    }
+
+    fn check_paths(&self, problems: &mut Problems) {
+        let paths = [
+            ("state_dir", &self.state_dir),
+            ("pin_dir", &self.pin_dir),
+            ("admin_socket", &self.admin_socket),
+        ];
+        for (key, path) in paths {
+            if !path.is_absolute() {
+                problems.add(
+                    key,
+                    format!(
+                        "`{}` is not an absolute path; begin it with /",
+                        path.display()
+                    ),
+                );
+            }
+        }
+        let socket_bytes = self.admin_socket.as_os_str().len();
+        if socket_bytes > MAX_SOCKET_PATH_BYTES {
+            let what = format!(
+                "is {socket_bytes} bytes long; a socket's path has {MAX_SOCKET_PATH_BYTES} at most"
+            );
+            problems.add("admin_socket", what);
+        }
+    }
+
+    fn check_sessions(&self, problems: &mut Problems) {
+        let sessions = &self.sessions;
+        if !(1..=MAX_SLOTS).contains(&sessions.slots) {
+            problems.add(
+                "sessions.slots",
+                format!("{} is not between 1 and {MAX_SLOTS}", sessions.slots),
+            );
+        }
+        let lifetimes = [
+            ("sessions.default_lifetime", sessions.default_lifetime),
+            ("sessions.max_lifetime", sessions.max_lifetime),
+        ];
+        for (key, lifetime) in lifetimes {
+            if lifetime.subsec_nanos() != 0 || lifetime.is_zero() || lifetime > MAX_LIFETIME {
+                let text = humantime::format_duration(lifetime);
+                problems.add(
+                    key,
+                    format!("`{text}` is not a number of whole seconds from 1s to 365d"),
+                );
+            }
+        }
+        if sessions.default_lifetime > sessions.max_lifetime {
+            let max = humantime::format_duration(sessions.max_lifetime);
+            let what = format!("is longer than sessions.max_lifetime; write `{max}` or less");
+            problems.add("sessions.default_lifetime", what);
+        }
+    }
+
+    fn check_nics(&self, problems: &mut Problems) {
+        let mut names = HashSet::new();
+        for nic in &self.nic {
+            check_nic(nic, problems);
+            if !names.insert(&nic.name) {
+                problems.add(
+                    format!("nic.{}", nic.name),
+                    "is there twice; give one NIC one section, with role \"both\" if need be",
+                );
+            }
+            for address in &nic.trigger_addresses {
+                if self
+                    .internal
+                    .listen
+                    .contains(&SocketAddr::new(*address, self.triggers.port))
+                {
+                    let what = format!(
+                        "{address} with triggers.port is in internal.listen, too; give one of them another port"
+                    );
+                    problems.add(format!("nic.{}.trigger_addresses", nic.name), what);
+                }
+            }
+        }
+        if self.nic.len() > MAX_NICS as usize {
+            problems.add(
+                "nic",
+                format!(
+                    "there are {} sections; {MAX_NICS} is the most",
+                    self.nic.len()
+                ),
+            );
+        }
+        if !self.nic.iter().any(|nic| nic.role.takes_triggers()) {
+            problems.add(
+                "nic",
+                "no NIC takes triggers; add a [[nic]] with role \"external\" or \"both\"",
+            );
+        }
+    }
+}
+
+fn check_nic(nic: &Nic, problems: &mut Problems) {
+    let name = &nic.name;
+    if name.is_empty()
+        || name.len() > MAX_NIC_NAME_BYTES
+        || name.contains(|c: char| c == '/' || c.is_whitespace())
+    {
+        problems.add(
+            "nic.name",
+            format!("`{name}` can't be the name of a NIC; `ip link` shows which there are"),
+        );
+    }
+    let key = format!("nic.{name}.trigger_addresses");
+    match nic.role {
+        Role::External | Role::Both if nic.trigger_addresses.is_empty() => {
+            problems.add(&key, "is missing; write to which addresses of this NIC triggers are sent, or give it role \"internal\"");
+        }
+        Role::Internal if !nic.trigger_addresses.is_empty() => {
+            problems.add(&key, "role \"internal\" takes no triggers; remove the addresses, or give it role \"both\"");
+        }
+        Role::External | Role::Both | Role::Internal => {}
+    }
+    for address in &nic.trigger_addresses {
+        if let Err(why) = single_address(*address) {
+            problems.add(&key, why);
+        }
+    }
+    let v4 = nic
+        .trigger_addresses
+        .iter()
+        .filter(|address| address.is_ipv4())
+        .count();
+    let v6 = nic.trigger_addresses.len() - v4;
+    for (version, count) in [("IPv4", v4), ("IPv6", v6)] {
+        if count > 1 {
+            problems.add(
+                &key,
+                format!(
+                    "has {count} {version} addresses; a NIC takes triggers on one per IP version"
+                ),
+            );
+        }
+    }
+}
+
+fn check_listen(key: &str, listen: &[SocketAddr], problems: &mut Problems) {
+    if listen.is_empty() {
+        problems.add(key, "is empty; write at least one address and port");
+    }
+    let mut seen = HashSet::new();
+    for address in listen {
+        if let Err(why) = single_address(address.ip()) {
+            problems.add(key, why);
+        }
+        if address.port() == 0 {
+            problems.add(
+                key,
+                format!("{address} has port 0; write one that others can know"),
+            );
+        }
+        if !seen.insert(address) {
+            problems.add(key, format!("{address} is there twice; write it once"));
+        }
+    }
+}
+
+fn single_address(address: IpAddr) -> Result<(), String> {
+    if address.is_unspecified() {
+        return Err(format!(
+            "{address} stands for any address; write a single one of this machine"
+        ));
+    }
+    if address.is_multicast() || address == IpAddr::from([255; 4]) {
+        return Err(format!(
+            "{address} stands for many machines; write a single address of this one"
+        ));
+    }
+    match address {
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => Err(format!("{v6} is an IPv4 address in disguise; write {v4}")),
+            None => Ok(()),
+        },
+        IpAddr::V4(_) => Ok(()),
+    }
+}
+
+fn check_certificate(external: &External, problems: &mut Problems) {
+    let both_or_none = "come together; write both, or neither for a self-signed pair";
+    match (&external.certificate, &external.private_key) {
+        (Some(certificate), Some(key)) => {
+            for (name, path) in [
+                ("external.certificate", certificate),
+                ("external.private_key", key),
+            ] {
+                if !Path::is_absolute(path) {
+                    problems.add(
+                        name,
+                        format!(
+                            "`{}` is not an absolute path; begin it with /",
+                            path.display()
+                        ),
+                    );
+                }
+            }
+        }
+        (None, None) => {}
+        (Some(_), None) => problems.add(
+            "external.private_key",
+            format!("is missing: it and external.certificate {both_or_none}"),
+        ),
+        (None, Some(_)) => problems.add(
+            "external.certificate",
+            format!("is missing: it and external.private_key {both_or_none}"),
+        ),
+    }
+}

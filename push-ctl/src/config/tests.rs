@@ -1,0 +1,245 @@
+use super::*;
+
+const SHORT: &str = r#"
+[[nic]]
+name = "eth1"
+role = "both"
+trigger_addresses = ["198.51.100.1"]
+[internal]
+listen = ["10.64.0.1:5683"]
+[external]
+listen = ["198.51.100.1:8443"]
+"#;
+
+fn parse(text: &str) -> Config {
+    toml::from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+fn load(text: &str) -> Result<Config, String> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("push.toml");
+    fs::write(&path, text).unwrap();
+    Config::load(&path).map_err(|error| {
+        error
+            .to_string()
+            .replace(&format!("{}: ", path.display()), "")
+    })
+}
+
+#[test]
+fn the_example_is_right_and_shows_the_defaults() {
+    let example = load(Config::example()).unwrap();
+    let short = parse(SHORT);
+    assert_eq!(example.state_dir, short.state_dir);
+    assert_eq!(example.pin_dir, short.pin_dir);
+    assert_eq!(example.admin_socket, short.admin_socket);
+    assert_eq!(example.sessions, short.sessions);
+    assert_eq!(example.triggers, short.triggers);
+    assert_eq!(example.data_plane, short.data_plane);
+    assert_eq!(example.nic.len(), 2);
+}
+
+#[test]
+fn what_the_example_comments_out_is_right_too() {
+    let uncommented: String = Config::example()
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(key) if key.contains(" = \"") => key,
+            Some(_) | None => line,
+        })
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let config = load(&uncommented).unwrap();
+    assert_eq!(
+        config.external.certificate,
+        Some("/etc/push/external.crt".into())
+    );
+    assert_eq!(
+        config.external.private_key,
+        Some("/etc/push/external.key".into())
+    );
+}
+
+#[test]
+fn a_refusal_names_the_line_or_the_key_and_what_to_write() {
+    let cases = [
+        ("colour = 1", "", "line 1: unknown field `colour`"),
+        (
+            "[sessions]\nslots = \"many\"",
+            "",
+            "line 2: invalid type: string \"many\", expected u32",
+        ),
+        (
+            "[sessions]\nmax_lifetime = \"1 fortnight\"",
+            "",
+            "write for example `90s`, `15m` or `1h 30m`",
+        ),
+        (
+            "[sessions]\nslots = 0",
+            "",
+            "sessions.slots: 0 is not between 1 and 67108864",
+        ),
+        (
+            "[sessions]\nslots = 67108865",
+            "",
+            "sessions.slots: 67108865 is not between 1 and 67108864",
+        ),
+        (
+            "[sessions]\ndefault_lifetime = \"0s\"",
+            "",
+            "sessions.default_lifetime: `0s` is not a number of whole seconds",
+        ),
+        (
+            "[sessions]\nmax_lifetime = \"1500ms\"",
+            "",
+            "sessions.max_lifetime: `1s 500ms` is not a number of whole seconds",
+        ),
+        (
+            "[sessions]\ndefault_lifetime = \"2days\"",
+            "",
+            "sessions.default_lifetime: is longer than sessions.max_lifetime; write `1day` or less",
+        ),
+        ("[triggers]\nport = 0", "", "triggers.port: 0 is no port"),
+        (
+            "[data_plane]\nallow_generik = true",
+            "",
+            "unknown field `allow_generik`",
+        ),
+        (
+            "state_dir = \"state\"",
+            "",
+            "state_dir: `state` is not an absolute path",
+        ),
+        (
+            "",
+            "role = \"both\"->role = \"outer\"",
+            "unknown variant `outer`, expected one of `external`, `internal`, `both`",
+        ),
+        (
+            "",
+            "name = \"eth1\"->name = \"eth 1\"",
+            "nic.name: `eth 1` can't be the name of a NIC",
+        ),
+        (
+            "",
+            "role = \"both\"->role = \"internal\"",
+            "nic.eth1.trigger_addresses: role \"internal\" takes no triggers",
+        ),
+        (
+            "",
+            "role = \"both\"->role = \"internal\"",
+            "nic: no NIC takes triggers",
+        ),
+        (
+            "",
+            "trigger_addresses = [\"198.51.100.1\"]->",
+            "nic.eth1.trigger_addresses: is missing",
+        ),
+        (
+            "",
+            "[\"198.51.100.1\"]->[\"198.51.100.1\", \"198.51.100.2\"]",
+            "has 2 IPv4 addresses; a NIC takes triggers on one per IP version",
+        ),
+        (
+            "",
+            "[\"198.51.100.1\"]->[\"224.0.0.1\"]",
+            "nic.eth1.trigger_addresses: 224.0.0.1 stands for many machines",
+        ),
+        (
+            "",
+            "10.64.0.1:5683->0.0.0.0:5683",
+            "internal.listen: 0.0.0.0 stands for any address; write a single one",
+        ),
+        (
+            "",
+            "10.64.0.1:5683->[::]:5683",
+            "internal.listen: :: stands for any address",
+        ),
+        (
+            "",
+            "10.64.0.1:5683->[::ffff:10.64.0.1]:5683",
+            "internal.listen: ::ffff:10.64.0.1 is an IPv4 address in disguise; write 10.64.0.1",
+        ),
+        (
+            "",
+            "10.64.0.1:5683->10.64.0.1:0",
+            "internal.listen: 10.64.0.1:0 has port 0",
+        ),
+        ("", "10.64.0.1:5683->10.64.0.1", "invalid socket address"),
+        (
+            "",
+            "[\"10.64.0.1:5683\"]->[\"10.64.0.1:5683\", \"10.64.0.1:5683\"]",
+            "internal.listen: 10.64.0.1:5683 is there twice",
+        ),
+        (
+            "",
+            "10.64.0.1:5683->198.51.100.1:5050",
+            "198.51.100.1 with triggers.port is in internal.listen, too",
+        ),
+        (
+            "",
+            "[\"198.51.100.1:8443\"]->[]",
+            "external.listen: is empty",
+        ),
+        (
+            "",
+            "[\"198.51.100.1:8443\"]->[\"198.51.100.1:8443\"]\ncertificate = \"/a\"",
+            "external.private_key: is missing",
+        ),
+        (
+            "",
+            "[\"198.51.100.1:8443\"]->[\"198.51.100.1:8443\"]\nprivate_key = \"/a\"",
+            "external.certificate: is missing",
+        ),
+    ];
+    for (prefix, edit, expected) in cases {
+        let mut text = SHORT.to_owned();
+        if let Some((from, to)) = edit.split_once("->") {
+            assert!(text.contains(from), "{edit}");
+            text = text.replace(from, to);
+        }
+        let error = load(&format!("{prefix}\n{text}")).unwrap_err();
+        assert!(
+            error.contains(expected),
+            "{error}\n  should say: {expected}"
+        );
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn all_problems_are_named_at_once() {
+    let text = SHORT.replace("10.64.0.1", "0.0.0.0").replace(":8443", ":0");
+    let error = load(&text).unwrap_err();
+    assert!(
+        error.contains("internal.listen") && error.contains("external.listen"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_nic_is_configured_once() {
+    let again = "[[nic]]\nname = \"eth1\"\nrole = \"internal\"\n";
+    let error = load(&format!("{SHORT}{again}")).unwrap_err();
+    assert!(error.contains("nic.eth1: is there twice"), "{error}");
+}
+
+#[test]
+fn a_socket_path_that_is_too_long_is_refused() {
+    let error = load(&format!("admin_socket = \"/{}\"\n{SHORT}", "x".repeat(107))).unwrap_err();
+    assert!(
+        error.contains("admin_socket: is 108 bytes long; a socket's path has 107 at most"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = Config::load(Path::new("/nonexistent/push.toml"))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "can't read the configuration /nonexistent/push.toml: No such file or directory (os error 2)"
+    );
+}

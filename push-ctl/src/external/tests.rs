@@ -1,0 +1,252 @@
+//! Over loopback. TLS is left out, but for one test: rustls is tested elsewhere.
+
+use super::*;
+use crate::controller::tests::{World, app_key, authorised, token};
+use reqwest::{Client, Response};
+use serde_json::{Value, json};
+
+async fn serve_plainly(controller: Controller) -> String {
+    let triggers = TriggerAddresses {
+        addresses: vec![
+            "198.51.100.1".parse().unwrap(),
+            "2001:db8:51::1".parse().unwrap(),
+        ],
+        port: 5050,
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router(controller, triggers)).await });
+    base
+}
+
+fn text(token: &Token) -> String {
+    String::from_utf8(token.to_text().to_vec()).unwrap()
+}
+
+async fn problem_of(response: Response, status: u16, kind: &str) -> Problem {
+    assert_eq!(response.status(), status);
+    assert_eq!(
+        response.headers()["content-type"],
+        "application/problem+json"
+    );
+    assert_eq!(
+        response.headers().contains_key("www-authenticate"),
+        status == 401
+    );
+    let problem: Problem = response.json().await.unwrap();
+    assert_eq!(
+        (problem.status, problem.kind.as_str()),
+        (status, format!("urn:push:problem:{kind}").as_str())
+    );
+    problem
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_validated_or_refused_with_a_cause() {
+    let world = World::default();
+    let (controller, _ended) = world.start();
+    let session = authorised(&controller, 1).await;
+    let base = serve_plainly(controller.clone()).await;
+    let client = Client::new();
+    let validate = |session: &str, key: Option<&str>, body: Value| {
+        let request = client
+            .post(format!("{base}/v1/sessions/{session}/validate"))
+            .json(&body);
+        let request = if let Some(key) = key {
+            request.bearer_auth(key)
+        } else {
+            request
+        };
+        async { request.send().await.unwrap() }
+    };
+    let key = app_key().to_text();
+    let right = json!({ "token": text(&token(1)) });
+    let id = session.to_string();
+
+    let answer = validate(&id, Some(&key), right.clone()).await;
+    assert_eq!(answer.status(), 200);
+    let answer: Validated = answer.json().await.unwrap();
+    assert!(answer.authorised && answer.expires_in_s > 3590);
+    assert_eq!(
+        (
+            answer.session_id,
+            answer.token_generation,
+            answer.trigger_port
+        ),
+        (id.clone(), 0, 5050)
+    );
+    assert_eq!(
+        answer.trigger_addresses,
+        ["198.51.100.1".parse::<IpAddr>().unwrap()],
+        "those of the device's IP version"
+    );
+
+    problem_of(
+        validate(&id, None, right.clone()).await,
+        401,
+        "invalid-app-key",
+    )
+    .await;
+    problem_of(
+        validate(&id, Some("pak_short"), right.clone()).await,
+        401,
+        "invalid-app-key",
+    )
+    .await;
+    let other_key = AppKey::from_bytes([8; 32]).to_text();
+    problem_of(
+        validate(&id, Some(&other_key), right.clone()).await,
+        401,
+        "invalid-app-key",
+    )
+    .await;
+    problem_of(
+        validate("0000000100000000", Some(&key), right.clone()).await,
+        404,
+        "unknown-session",
+    )
+    .await;
+    problem_of(
+        validate("nonsense", Some(&key), right.clone()).await,
+        404,
+        "unknown-session",
+    )
+    .await;
+    problem_of(
+        validate(&id, Some(&key), json!({ "token": text(&token(2)) })).await,
+        403,
+        "token-mismatch",
+    )
+    .await;
+    let almost = json!({ "token": "ptk_secret" });
+    let problem = problem_of(
+        validate(&id, Some(&key), almost).await,
+        403,
+        "token-mismatch",
+    )
+    .await;
+    assert!(!problem.detail.contains("secret"));
+    problem_of(
+        validate(&id, Some(&key), json!({ "token": 1 })).await,
+        400,
+        "malformed-body",
+    )
+    .await;
+    problem_of(
+        validate(&id, Some(&key), json!({})).await,
+        400,
+        "malformed-body",
+    )
+    .await;
+
+    controller
+        .apply(move |sessions, now| sessions.revoke(now, session))
+        .await
+        .unwrap()
+        .unwrap();
+    let problem = problem_of(validate(&id, Some(&key), right).await, 410, "session-ended").await;
+    assert_eq!(problem.detail, "the session has ended (revoked)");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_error_is_a_problem() {
+    let (controller, _ended) = World::default().start();
+    let base = serve_plainly(controller).await;
+    let client = Client::new();
+    let path = format!("{base}/v1/sessions/0000000100000000/validate");
+    let post = || client.post(&path).bearer_auth(app_key().to_text());
+    let json = "application/json";
+    problem_of(
+        client.get(format!("{base}/nowhere")).send().await.unwrap(),
+        404,
+        "unknown-path",
+    )
+    .await;
+    problem_of(
+        client
+            .post(format!("{base}/v1/sessions/%FF/validate"))
+            .send()
+            .await
+            .unwrap(),
+        404,
+        "unknown-path",
+    )
+    .await;
+    problem_of(
+        client.get(&path).send().await.unwrap(),
+        405,
+        "unknown-method",
+    )
+    .await;
+    problem_of(post().body("{}").send().await.unwrap(), 415, "not-json").await;
+    let malformed = post()
+        .header("content-type", json)
+        .body("{\"token\": \"ptk_sec")
+        .send()
+        .await
+        .unwrap();
+    assert!(
+        !problem_of(malformed, 400, "malformed-body")
+            .await
+            .detail
+            .contains("sec")
+    );
+    let large = post()
+        .header("content-type", json)
+        .body(vec![b' '; (16 << 10) + 1])
+        .send()
+        .await
+        .unwrap();
+    problem_of(large, 413, "body-too-large").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_interface_describes_itself() {
+    let (controller, _ended) = World::default().start();
+    let base = serve_plainly(controller).await;
+    let document: Value = reqwest::get(format!("{base}/openapi.json"))
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let validate = &document["paths"]["/v1/sessions/{session_id}/validate"]["post"];
+    assert!(validate["responses"]["410"].is_object(), "{document}");
+    assert_eq!(validate["security"][0]["app_key"], json!([]));
+    assert_eq!(
+        document["components"]["securitySchemes"]["app_key"]["scheme"],
+        "bearer"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_never_ends_is_answered_in_time() {
+    let (controller, _ended) = World::default().start();
+    let app = router(
+        controller,
+        TriggerAddresses {
+            addresses: Vec::new(),
+            port: 5050,
+        },
+    )
+    .layer(middleware::from_fn(|request, next| {
+        in_time(Duration::from_millis(50), request, next)
+    }));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let answer = tokio::task::spawn_blocking(move || {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        let head = "POST /v1/sessions/0000000100000000/validate HTTP/1.1\r\nhost: push\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let answer = answer.await.unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 408 ") && answer.contains("urn:push:problem:timeout"),
+        "{answer}"
+    );
+}

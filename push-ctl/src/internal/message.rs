@@ -1,0 +1,399 @@
+//! CoAP messages: what came in, and what goes out. The codec is coap-lite's; it is more lenient than
+//! RFC 7252 in places, which are made up for here.
+
+use super::echo;
+use coap_lite::option_value::OptionValueU32;
+use coap_lite::{
+    CoapOption, ContentFormat, MessageClass, MessageType, Packet, RequestType, ResponseType,
+};
+
+/// Longest message that is looked at (RFC 7252, 4.6).
+pub(super) const MAX_MESSAGE_BYTES: usize = 1152;
+
+/// Number of the Echo option (RFC 9175, 2.2.1).
+const ECHO: CoapOption = CoapOption::Unknown(252);
+
+/// What came in.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    /// Nothing that asks for an answer.
+    Ignored,
+    /// Something that has to be rejected with a Reset message with this id.
+    Rejected(u16),
+    /// A request.
+    Request(Request),
+}
+
+/// A well-formed request.
+#[derive(Debug)]
+pub(super) struct Request {
+    packet: Packet,
+    too_long: bool,
+}
+
+/// Takes a datagram apart.
+pub(super) fn read(datagram: &[u8]) -> Incoming {
+    let [first, code, id_high, id_low, ..] = *datagram else {
+        return Incoming::Ignored;
+    };
+    if first >> 6 != 1 {
+        return Incoming::Ignored;
+    }
+    let rejected = match (first >> 4) & 3 {
+        0 => Incoming::Rejected(u16::from_be_bytes([id_high, id_low])),
+        // A Non-confirmable, an Acknowledgement or a Reset that makes no sense is silently ignored.
+        _ => Incoming::Ignored,
+    };
+    if !matches!((first >> 4) & 3, 0 | 1) {
+        return Incoming::Ignored;
+    }
+    // An Empty Confirmable message is a "ping". A code of no request class asks for nothing.
+    if code == 0 || code >> 5 != 0 {
+        return rejected;
+    }
+    match Packet::from_bytes(datagram) {
+        Ok(packet) if is_whole(&packet, datagram) => Incoming::Request(Request {
+            packet,
+            too_long: datagram.len() > MAX_MESSAGE_BYTES,
+        }),
+        Ok(_) | Err(_) => rejected,
+    }
+}
+
+/// Whether nothing of the datagram was overlooked, as a payload marker without a payload is.
+fn is_whole(packet: &Packet, datagram: &[u8]) -> bool {
+    packet
+        .to_bytes_unlimited()
+        .is_ok_and(|bytes| bytes == datagram)
+}
+
+/// A Reset message.
+pub(super) fn reset(message_id: u16) -> [u8; 4] {
+    let [high, low] = message_id.to_be_bytes();
+    [0x70, 0, high, low]
+}
+
+impl Request {
+    pub(super) fn message_id(&self) -> u16 {
+        self.packet.header.message_id
+    }
+
+    pub(super) fn is_confirmable(&self) -> bool {
+        self.packet.header.get_type() == MessageType::Confirmable
+    }
+
+    /// Longer than [`MAX_MESSAGE_BYTES`].
+    pub(super) fn is_too_long(&self) -> bool {
+        self.too_long
+    }
+
+    /// The method; `None` if it isn't one that RFC 7252 or RFC 8132 know.
+    pub(super) fn method(&self) -> Option<RequestType> {
+        match self.packet.header.code {
+            MessageClass::Request(method) => Some(method),
+            MessageClass::Empty | MessageClass::Response(_) | MessageClass::Reserved(_) => None,
+        }
+    }
+
+    /// The segments of the path; `None` if they aren't text.
+    pub(super) fn path(&self) -> Option<Vec<&str>> {
+        self.texts(CoapOption::UriPath).collect()
+    }
+
+    /// The value of the first query parameter of this name.
+    pub(super) fn query(&self, name: &str) -> Option<&str> {
+        let parameters = self.texts(CoapOption::UriQuery).flatten();
+        parameters
+            .filter_map(|parameter| parameter.split_once('='))
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value)
+    }
+
+    pub(super) fn payload(&self) -> &[u8] {
+        &self.packet.payload
+    }
+
+    /// The number of the payload's format.
+    pub(super) fn content_format(&self) -> Option<u32> {
+        self.number(CoapOption::ContentFormat)
+    }
+
+    /// The number of the format that the answer should have.
+    pub(super) fn accept(&self) -> Option<u32> {
+        self.number(CoapOption::Accept)
+    }
+
+    pub(super) fn echo(&self) -> Option<&[u8]> {
+        self.packet.get_first_option(ECHO).map(Vec::as_slice)
+    }
+
+    /// Whether the request is for a proxy to pass on.
+    pub(super) fn is_for_proxy(&self) -> bool {
+        [CoapOption::ProxyUri, CoapOption::ProxyScheme]
+            .into_iter()
+            .any(|option| self.packet.get_option(option).is_some())
+    }
+
+    /// An option that has to be understood (its number is odd), and isn't.
+    pub(super) fn unknown_critical_option(&self) -> Option<u16> {
+        self.packet
+            .options()
+            .map(|(&number, _)| number)
+            .find(|&number| {
+                let known = match CoapOption::from(number) {
+                    CoapOption::UriHost
+                    | CoapOption::UriPort
+                    | CoapOption::UriPath
+                    | CoapOption::UriQuery
+                    | CoapOption::Accept => true,
+                    CoapOption::IfMatch
+                    | CoapOption::ETag
+                    | CoapOption::IfNoneMatch
+                    | CoapOption::Observe
+                    | CoapOption::LocationPath
+                    | CoapOption::Oscore
+                    | CoapOption::ContentFormat
+                    | CoapOption::MaxAge
+                    | CoapOption::LocationQuery
+                    | CoapOption::Block2
+                    | CoapOption::Block1
+                    | CoapOption::ProxyUri
+                    | CoapOption::ProxyScheme
+                    | CoapOption::Size1
+                    | CoapOption::Size2
+                    | CoapOption::NoResponse
+                    | CoapOption::Unknown(_) => false,
+                };
+                number % 2 == 1 && !known
+            })
+    }
+
+    fn texts(&self, option: CoapOption) -> impl Iterator<Item = Option<&str>> {
+        let values = self.packet.get_option(option).into_iter().flatten();
+        values.map(|value| str::from_utf8(value).ok())
+    }
+
+    fn number(&self, option: CoapOption) -> Option<u32> {
+        self.packet
+            .get_first_option_as::<OptionValueU32>(option)?
+            .ok()
+            .map(|value| value.0)
+    }
+}
+
+/// An answer.
+#[derive(Debug)]
+pub(super) struct Reply {
+    code: ResponseType,
+    location: Vec<String>,
+    echo: Option<[u8; echo::TAG_LEN]>,
+    max_age_s: Option<u32>,
+    content: Option<(ContentFormat, Vec<u8>)>,
+}
+
+impl Reply {
+    pub(super) fn new(code: ResponseType) -> Self {
+        Self {
+            code,
+            location: Vec::new(),
+            echo: None,
+            max_age_s: None,
+            content: None,
+        }
+    }
+
+    /// An answer that says in words what is wrong (RFC 7252, 5.5.2).
+    pub(super) fn refusal(code: ResponseType, diagnostic: impl Into<String>) -> Self {
+        // A diagnostic payload has no Content-Format.
+        Self {
+            content: Some((ContentFormat::TextPlain, diagnostic.into().into_bytes())),
+            ..Self::new(code)
+        }
+    }
+
+    /// Asks to prove the address. Small, as it may go to somebody who didn't ask.
+    pub(super) fn challenge(tag: [u8; echo::TAG_LEN]) -> Self {
+        Self {
+            echo: Some(tag),
+            ..Self::new(ResponseType::Unauthorized)
+        }
+    }
+
+    pub(super) fn at(self, location: impl IntoIterator<Item = String>) -> Self {
+        Self {
+            location: location.into_iter().collect(),
+            ..self
+        }
+    }
+
+    pub(super) fn with(self, format: ContentFormat, payload: Vec<u8>) -> Self {
+        Self {
+            content: Some((format, payload)),
+            ..self
+        }
+    }
+
+    /// How long to wait before asking again.
+    pub(super) fn retry_after_s(self, seconds: u32) -> Self {
+        Self {
+            max_age_s: Some(seconds),
+            ..self
+        }
+    }
+
+    pub(super) fn is_refusal(&self) -> bool {
+        self.code.is_error()
+    }
+
+    #[cfg(test)]
+    pub(super) fn code(&self) -> ResponseType {
+        self.code
+    }
+
+    /// The message that answers `request`. `message_id` is for answers that aren't piggybacked.
+    pub(super) fn to_bytes(&self, request: &Request, message_id: u16) -> Vec<u8> {
+        let mut packet = Packet::new();
+        packet.header.code = MessageClass::Response(self.code);
+        if request.is_confirmable() {
+            packet.header.set_type(MessageType::Acknowledgement);
+            packet.header.message_id = request.message_id();
+        } else {
+            packet.header.set_type(MessageType::NonConfirmable);
+            packet.header.message_id = message_id;
+        }
+        packet.set_token(request.packet.get_token().to_vec());
+        for segment in &self.location {
+            packet.add_option(CoapOption::LocationPath, segment.clone().into_bytes());
+        }
+        if let Some(tag) = self.echo {
+            packet.add_option(ECHO, tag.to_vec());
+        }
+        if let Some(seconds) = self.max_age_s {
+            packet.add_option_as(CoapOption::MaxAge, OptionValueU32(seconds));
+        }
+        if let Some((format, payload)) = &self.content {
+            if !self.code.is_error() {
+                packet.set_content_format(*format);
+            }
+            packet.payload.clone_from(payload);
+        }
+        packet
+            .to_bytes()
+            .expect("an answer is shorter than a message may be")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// POST /rd, confirmable, message id 0x1234, token 0xAA.
+    const POST_RD: [u8; 8] = [0x41, 0x02, 0x12, 0x34, 0xAA, 0xB2, b'r', b'd'];
+
+    fn request(datagram: &[u8]) -> Request {
+        match read(datagram) {
+            Incoming::Request(request) => request,
+            other @ (Incoming::Ignored | Incoming::Rejected(_)) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_request_is_taken_apart() {
+        let request = request(&POST_RD);
+        assert_eq!(request.path().unwrap(), ["rd"]);
+        assert_eq!(request.method(), Some(RequestType::Post));
+        assert!(request.is_confirmable() && request.message_id() == 0x1234);
+    }
+
+    #[test]
+    fn what_is_no_request_is_rejected_or_ignored() {
+        let cases: &[(&str, &[u8], Option<u16>)] = &[
+            ("runt", &[0x40, 0x01, 0x12], None),
+            ("version 0", &[0x00, 0x02, 0x12, 0x34], None),
+            ("version 2", &[0x80, 0x02, 0x12, 0x34], None),
+            ("ping", &[0x40, 0x00, 0x12, 0x34], Some(0x1234)),
+            (
+                "empty with a payload",
+                &[0x40, 0x00, 0x12, 0x34, 0xFF, 1],
+                Some(0x1234),
+            ),
+            ("empty non-confirmable", &[0x50, 0x00, 0x12, 0x34], None),
+            ("acknowledgement", &[0x60, 0x00, 0x12, 0x34], None),
+            ("reset", &[0x70, 0x00, 0x12, 0x34], None),
+            ("response", &[0x40, 0x45, 0x12, 0x34], Some(0x1234)),
+            ("reserved class", &[0x40, 0x21, 0x12, 0x34], Some(0x1234)),
+            (
+                "token length 9",
+                &[0x49, 0x02, 0x12, 0x34, 1, 2, 3, 4, 5, 6, 7, 8, 9],
+                Some(0x1234),
+            ),
+            ("token cut off", &[0x42, 0x02, 0x12, 0x34, 1], Some(0x1234)),
+            (
+                "option cut off",
+                &[0x40, 0x02, 0x12, 0x34, 0xB2, b'r'],
+                Some(0x1234),
+            ),
+            (
+                "option delta 15",
+                &[0x40, 0x02, 0x12, 0x34, 0xF0],
+                Some(0x1234),
+            ),
+            (
+                "payload marker alone",
+                &[0x40, 0x02, 0x12, 0x34, 0xFF],
+                Some(0x1234),
+            ),
+            (
+                "the same, non-confirmable",
+                &[0x50, 0x02, 0x12, 0x34, 0xFF],
+                None,
+            ),
+        ];
+        for (name, datagram, expected) in cases {
+            match (read(datagram), expected) {
+                (Incoming::Rejected(id), Some(expected)) => assert_eq!(id, *expected, "{name}"),
+                (Incoming::Ignored, None) => {}
+                (other, _) => panic!("{name}: {other:?}"),
+            }
+        }
+        assert_eq!(reset(0x1234), [0x70, 0, 0x12, 0x34]);
+    }
+
+    #[test]
+    fn an_unknown_critical_option_is_found_and_an_elective_one_is_not() {
+        assert_eq!(
+            request(&[0x40, 0x02, 0, 1, 0x10]).unknown_critical_option(),
+            Some(1)
+        );
+        assert_eq!(
+            request(&[0x40, 0x02, 0, 1, 0x40]).unknown_critical_option(),
+            None
+        );
+        assert_eq!(request(&POST_RD).unknown_critical_option(), None);
+    }
+
+    #[test]
+    fn an_answer_is_piggybacked_on_the_acknowledgement() {
+        let bytes = Reply::challenge([7; 8]).to_bytes(&request(&POST_RD), 9);
+        assert_eq!(
+            bytes,
+            [&[0x61, 0x81, 0x12, 0x34, 0xAA, 0xD8, 0xEF][..], &[7; 8]].concat()
+        );
+        let mut non_confirmable = POST_RD;
+        non_confirmable[0] = 0x51;
+        let bytes = Reply::new(ResponseType::Deleted).to_bytes(&request(&non_confirmable), 9);
+        assert_eq!(bytes, [0x51, 0x42, 0, 9, 0xAA]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_datagram_makes_it_panic(datagram in proptest::collection::vec(any::<u8>(), 0..80), head in any::<bool>()) {
+            let datagram = if head { [&POST_RD[..], &datagram].concat() } else { datagram };
+            if let Incoming::Request(request) = read(&datagram) {
+                let _ = (request.path(), request.query("ep"), request.accept(), request.unknown_critical_option());
+                let _ = Reply::new(ResponseType::Content).to_bytes(&request, 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The controller of push, and its operator's command line.
+//!
+//! # Layout
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`config`] | the configuration file |
+//! | [`sessions`] | the lifecycle of terminals and sessions, as a pure state machine |
+//! | [`store`] | what survives a restart |
+//! | [`dataplane`] | the XDP program and its maps; nothing else imports aya |
+//! | [`controller`] | the one owner of these three, and how it is asked |
+//! | [`internal`] | CoAP for devices |
+//! | [`external`] | HTTPS for application servers |
+//! | [`admin`] | HTTP on a unix socket for the operator |
+//! | [`cli`] | the command line: starts the daemon, or asks it |
+//!
+//! Requests come in by `internal`, `external` and `admin`, which take them apart and put them to the
+//! controller; it has `sessions` decide, and carries the outcome to `store` and `dataplane`.
+
+pub mod admin;
+pub mod app_key;
+pub mod cli;
+pub mod config;
+pub mod controller;
+pub mod dataplane;
+pub mod external;
+pub mod internal;
+pub mod listen;
+pub mod problem;
+pub mod random;
+pub mod sessions;
+pub mod store;
+
+use anyhow::{Context, Result, bail};
+use config::Config;
+use dataplane::Dataplane;
+use external::TriggerAddresses;
+use sessions::{Limits, Sessions};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+use store::{RedbStore, Store};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+/// How long requests that are being answered may take when the daemon ends.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs the controller until `shutdown` is through. The data plane stays as it is then.
+///
+/// # Errors
+///
+/// Something that is needed can't be had, or fails. Up to the message `push is ready` nothing is changed
+/// that wasn't changed by an earlier run, but for what the data plane says of itself.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<()> {
+    // What may fail without having changed anything comes first, the data plane last.
+    let store = RedbStore::open(&config.state_dir)?;
+    let store_path = store.path().to_owned();
+    let sessions = Sessions::restore(limits(&config), store.load()?)?;
+    let names: Vec<IpAddr> = config.external.listen.iter().map(SocketAddr::ip).collect();
+    let tls = external::tls::server_config(&config.external, &config.state_dir, &names)?;
+    let internal = listen::udp("internal.listen", &config.internal.listen)?;
+    let external = listen::tcp("external.listen", &config.external.listen)?;
+    let socket = admin::Socket::bind(&config.admin_socket)?;
+    let dataplane = Dataplane::open(settings(&config)).await?;
+    for warning in dataplane.warnings() {
+        warn!("{warning}");
+    }
+    let (controller, mut ended) = controller::start(sessions, store, dataplane)?;
+
+    let (stop, stopping) = watch::channel(false);
+    let stopped = || {
+        let mut stopping = stopping.clone();
+        async move {
+            // The sender is dropped at the very end at the latest.
+            let _dropped = stopping.wait_for(|&stop| stop).await;
+        }
+    };
+    let for_devices = internal::serve(internal, controller.clone(), config.triggers.keep_source);
+    let for_applications = external::serve(
+        external,
+        tls,
+        controller.clone(),
+        trigger_addresses(&config),
+        stopped(),
+    );
+    let daemon = admin::Daemon {
+        config,
+        store: store_path,
+        started: Instant::now(),
+    };
+    let for_operators = admin::serve(&socket, controller, daemon, stopped());
+    let servers = async {
+        let for_devices = async {
+            tokio::select! {
+                result = for_devices => result,
+                () = stopped() => Ok(()),
+            }
+        };
+        tokio::try_join!(for_devices, for_applications, for_operators)
+    };
+    tokio::pin!(servers);
+    info!("push is ready");
+
+    tokio::select! {
+        () = shutdown => info!("stopping; the data plane goes on delivering"),
+        result = &mut servers => {
+            result.context("a listener failed")?;
+            bail!("all listeners have ended");
+        }
+        result = &mut ended => {
+            result.context("the controller has stopped")??;
+            bail!("the controller has stopped");
+        }
+    }
+    stop.send_replace(true);
+    if timeout(GRACE, servers).await.is_err() {
+        warn!("some requests were not answered in time");
+    }
+    match timeout(GRACE, ended).await {
+        Ok(result) => result.context("the controller has stopped")??,
+        Err(_elapsed) => warn!("the controller was still busy"),
+    }
+    Ok(())
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        slots: config.sessions.slots,
+        default_lifetime: config.sessions.default_lifetime,
+        max_lifetime: config.sessions.max_lifetime,
+    }
+}
+
+fn settings(config: &Config) -> dataplane::Settings {
+    dataplane::Settings {
+        pin_dir: config.pin_dir.clone(),
+        session_slots: config.sessions.slots,
+        trigger_port: config.triggers.port,
+        sources: config.internal.listen.clone(),
+        keep_source: config.triggers.keep_source,
+        allow_generic: config.data_plane.allow_generic,
+        require_perfmon: config.data_plane.require_perfmon,
+        nics: config
+            .nic
+            .iter()
+            .map(|nic| dataplane::Nic {
+                name: nic.name.clone(),
+                ipv4: nic.ipv4(),
+                ipv6: nic.ipv6(),
+            })
+            .collect(),
+    }
+}
+
+fn trigger_addresses(config: &Config) -> TriggerAddresses {
+    TriggerAddresses {
+        addresses: config
+            .nic
+            .iter()
+            .flat_map(|nic| nic.trigger_addresses.iter().copied())
+            .collect(),
+        port: config.triggers.port,
+    }
+}

@@ -1,0 +1,126 @@
+//! What is asked for, and the answers: what was granted, and why not.
+
+use super::records::{AppName, EndCause, InstanceName, Left, RegistrationId};
+use push_common::wire::SessionId;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+/// Why a device doesn't get what it asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceRefusal {
+    /// No registration has this id, or it has been forgotten.
+    #[error("no such registration; register again")]
+    UnknownRegistration,
+    /// The terminal is in the second operative state.
+    #[error("not in the first operative state: {}; register again", match .0 { Left::Deregistered => "deregistered", Left::Expired => "expired" })]
+    SecondState(Left),
+    /// The request came from another address than the registration.
+    #[error("registered from another address; refresh first")]
+    OtherAddress,
+    /// The device wants to move to an address that it hasn't proved to receive at.
+    #[error("address not proved")]
+    AddressUnproven,
+    /// The endpoint name is registered from another address.
+    #[error("endpoint is registered from another address")]
+    EndpointTaken,
+    /// As many terminals are known as there may be.
+    #[error("too many terminals")]
+    TerminalsFull,
+    /// No application has this name.
+    #[error("no such application")]
+    UnknownApp,
+    /// The registration has no such session.
+    #[error("no such session of this registration")]
+    UnknownSession,
+    /// There is no free slot.
+    #[error("too many sessions")]
+    SlotsFull,
+}
+
+/// Why a token isn't validated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValidationRefusal {
+    /// No application has this key.
+    #[error("no application has this key")]
+    InvalidAppKey,
+    /// No session of the application has this identifier.
+    #[error("this application has no session with this identifier")]
+    UnknownSession,
+    /// The token isn't that of the session.
+    #[error("the token is not the one given out for this session")]
+    TokenMismatch,
+    /// The session is over.
+    #[error("the session has ended ({})", .0.label())]
+    SessionEnded(EndCause),
+}
+
+/// Why the operator doesn't get what they ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OperatorRefusal {
+    /// There is an application of this name.
+    #[error("there is an application of this name already")]
+    AppExists,
+    /// No application has this name.
+    #[error("no application has this name")]
+    UnknownApp,
+    /// No session has this identifier.
+    #[error("no session has this identifier")]
+    UnknownSession,
+    /// The session is over.
+    #[error("the session has ended already ({})", .0.label())]
+    SessionEnded(EndCause),
+}
+
+/// A registration as the device is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Names it.
+    pub id: RegistrationId,
+    /// From now until it expires, unless refreshed.
+    pub lifetime: Duration,
+}
+
+/// A session as the device is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Names it.
+    pub id: SessionId,
+    /// Which token of the session it got.
+    pub token_generation: u8,
+    /// From now until it expires, unless the registration is refreshed.
+    pub lifetime: Duration,
+}
+
+/// A validated session as the application's server is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Authorisation {
+    /// Names it.
+    pub id: SessionId,
+    /// Which of its tokens was validated.
+    pub token_generation: u8,
+    /// Address of the device; triggers have to come by its IP version.
+    pub device: IpAddr,
+    /// From now until it expires, unless the registration is refreshed.
+    pub expires_in: Duration,
+}
+
+/// What a device asks to have a session for.
+#[derive(Clone, Debug)]
+pub struct SessionRequest {
+    /// The application.
+    pub app: AppName,
+    /// Which instance of it.
+    pub instance: InstanceName,
+    /// UDP port on which it receives triggers.
+    pub port: NonZeroU16,
+}
+
+/// Sessions that aren't over, by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Requested, not authorised.
+    pub requested: u32,
+    /// Authorised.
+    pub authorised: u32,
+}

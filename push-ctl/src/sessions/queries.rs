@@ -1,0 +1,103 @@
+//! What others get to see.
+
+use super::records::{
+    App, AppName, IssuedToken, RegistrationId, Session, SessionState, Terminal, UnixTime,
+};
+use super::{Counts, Sessions, remaining};
+use push_common::wire::SessionId;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+impl Sessions {
+    /// The token, and the terminal, of a session that the data plane is to deliver for; `None` if it
+    /// is not to.
+    #[must_use]
+    pub fn authorised(&self, id: SessionId) -> Option<(&Session, &IssuedToken, &Terminal)> {
+        let session = self.slots.get(id)?;
+        match &session.state {
+            SessionState::Authorised(issued) => {
+                Some((session, issued, self.terminal(session.terminal)?))
+            }
+            SessionState::Requested(_) | SessionState::Ended { .. } => None,
+        }
+    }
+
+    /// The terminal of this registration.
+    #[must_use]
+    pub fn terminal(&self, id: RegistrationId) -> Option<&Terminal> {
+        self.terminals.get(&id).map(|entry| &entry.record)
+    }
+
+    /// How many sessions of a registration aren't over.
+    #[must_use]
+    pub fn sessions_of_terminal(&self, id: RegistrationId) -> usize {
+        self.terminals
+            .get(&id)
+            .map_or(0, |entry| entry.sessions.len())
+    }
+
+    /// All terminals, in no order.
+    pub fn terminals(&self) -> impl ExactSizeIterator<Item = &Terminal> {
+        self.terminals.values().map(|entry| &entry.record)
+    }
+
+    /// The session with this identifier, also if it is over.
+    #[must_use]
+    pub fn session(&self, id: SessionId) -> Option<&Session> {
+        self.slots.get(id)
+    }
+
+    /// What is, or was last, in this slot.
+    #[must_use]
+    pub fn session_in_slot(&self, slot: u32) -> Option<&Session> {
+        self.slots.in_slot(slot)
+    }
+
+    /// All sessions by slot, also those that are over.
+    pub fn sessions(&self) -> impl Iterator<Item = &Session> {
+        self.slots.iter()
+    }
+
+    /// The application of this name.
+    #[must_use]
+    pub fn app(&self, name: &AppName) -> Option<&App> {
+        self.apps.get(name).map(|entry| &entry.record)
+    }
+
+    /// All applications by name, each with how many of its sessions aren't over.
+    pub fn apps(&self) -> impl ExactSizeIterator<Item = (&App, usize)> {
+        self.apps
+            .values()
+            .map(|entry| (&entry.record, entry.sessions.len()))
+    }
+
+    /// How many sessions aren't over.
+    #[must_use]
+    pub const fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Slots of the session table.
+    #[must_use]
+    pub const fn slots(&self) -> u32 {
+        self.limits.slots
+    }
+
+    /// Address and port at which a session's device receives triggers, if the device is still known.
+    #[must_use]
+    pub fn device_of(&self, session: &Session) -> Option<SocketAddr> {
+        self.terminal(session.terminal)
+            .map(|terminal| SocketAddr::new(terminal.path.device, session.port.get()))
+    }
+
+    /// From `now` until a session expires, unless the registration is refreshed; zero if it is over.
+    #[must_use]
+    pub fn expires_in(&self, session: &Session, now: UnixTime) -> Duration {
+        match session.state {
+            SessionState::Requested(_) | SessionState::Authorised(_) => self
+                .terminal(session.terminal)
+                .map_or(Duration::ZERO, |terminal| remaining(terminal, now)),
+            SessionState::Ended { .. } => Duration::ZERO,
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The slots of the session table, and which of them is given out next.
+
+use super::records::{Session, SessionState};
+use push_common::wire::SessionId;
+use std::collections::VecDeque;
+use std::num::NonZeroU32;
+
+/// Sessions by slot. Slots that were never used are given out first, in order, then those that have
+/// been free for longest: what is known of an ended session is known for as long as possible.
+pub(super) struct Slots {
+    limit: u32,
+    /// Index is the slot. `None` only where a store had no record.
+    records: Vec<Option<Session>>,
+    free: VecDeque<u32>,
+}
+
+/// Sessions that aren't over are in slots that the table doesn't have.
+pub(super) struct BeyondTable {
+    /// The slots it takes to hold them.
+    pub(super) slots_needed: u64,
+}
+
+impl Slots {
+    /// A table of `limit` slots with what was in it. Returns with it the slots whose records it has
+    /// no room for; what was in them has ended.
+    pub(super) fn restore(
+        limit: u32,
+        sessions: Vec<Session>,
+    ) -> Result<(Self, Vec<u32>), BeyondTable> {
+        let mut dropped = Vec::new();
+        let mut records: Vec<Option<Session>> = Vec::new();
+        let mut slots_needed = 0;
+        let mut ended = Vec::new();
+        for session in sessions {
+            let slot = session.id.slot();
+            if let SessionState::Ended { at, .. } = session.state {
+                if slot >= limit {
+                    dropped.push(slot);
+                    continue;
+                }
+                ended.push((at, slot));
+            } else if slot >= limit {
+                slots_needed = slots_needed.max(u64::from(slot) + 1);
+                continue;
+            }
+            let index = slot as usize;
+            if records.len() <= index {
+                records.resize(index + 1, None);
+            }
+            records[index] = Some(session);
+        }
+        if slots_needed > 0 {
+            return Err(BeyondTable { slots_needed });
+        }
+        ended.sort_unstable();
+        let holes = (0..)
+            .zip(&records)
+            .filter(|(_, record)| record.is_none())
+            .map(|(slot, _)| slot);
+        let free = holes
+            .chain(ended.into_iter().map(|(_, slot)| slot))
+            .collect();
+        Ok((
+            Self {
+                limit,
+                records,
+                free,
+            },
+            dropped,
+        ))
+    }
+
+    pub(super) fn get(&self, id: SessionId) -> Option<&Session> {
+        self.in_slot(id.slot()).filter(|session| session.id == id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
+        self.records
+            .get_mut(id.slot() as usize)?
+            .as_mut()
+            .filter(|session| session.id == id)
+    }
+
+    pub(super) fn in_slot(&self, slot: u32) -> Option<&Session> {
+        self.records.get(slot as usize)?.as_ref()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {
+        self.records.iter().flatten()
+    }
+
+    /// Takes a slot for the session that `make` makes of its identifier, and returns that; `None`
+    /// if the table is full.
+    pub(super) fn insert(
+        &mut self,
+        generation: NonZeroU32,
+        make: impl FnOnce(SessionId) -> Session,
+    ) -> Option<SessionId> {
+        let fresh = u32::try_from(self.records.len())
+            .ok()
+            .filter(|&slot| slot < self.limit);
+        let slot = if let Some(slot) = fresh {
+            self.records.push(None);
+            slot
+        } else {
+            self.free.pop_front()?
+        };
+        let record = &mut self.records[slot as usize];
+        let mut id = SessionId::new(slot, generation.get());
+        if record.as_ref().is_some_and(|previous| previous.id == id) {
+            let other = generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
+            id = SessionId::new(slot, other.get());
+        }
+        *record = Some(make(id));
+        Some(id)
+    }
+
+    /// Lets the slot be used anew.
+    pub(super) fn free(&mut self, slot: u32) {
+        self.free.push_back(slot);
+    }
+}

@@ -1,0 +1,313 @@
+//! Random steps, and whoever follows the changes.
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::HashSet;
+
+/// What a store and a data plane know that learn of nothing but changes.
+#[derive(Default)]
+struct Followers {
+    terminals: BTreeMap<RegistrationId, Terminal>,
+    slots: BTreeMap<u32, Session>,
+    apps: BTreeMap<AppName, App>,
+    kernel: BTreeMap<SessionId, Path>,
+}
+
+impl Followers {
+    fn follow(&mut self, sessions: &mut Sessions) {
+        let changes = sessions.take_changes();
+        for id in changes.terminals {
+            set(&mut self.terminals, id, sessions.terminal(id).cloned());
+        }
+        for slot in changes.slots {
+            set(
+                &mut self.slots,
+                slot,
+                sessions.session_in_slot(slot).cloned(),
+            );
+        }
+        for name in changes.apps {
+            set(&mut self.apps, name.clone(), sessions.app(&name).cloned());
+        }
+        for id in changes.kernel {
+            set(
+                &mut self.kernel,
+                id,
+                sessions
+                    .authorised(id)
+                    .map(|(_, _, terminal)| terminal.path),
+            );
+        }
+    }
+
+    fn image(&self) -> Image {
+        Image {
+            terminals: self.terminals.values().cloned().collect(),
+            sessions: self.slots.values().cloned().collect(),
+            apps: self.apps.values().cloned().collect(),
+        }
+    }
+}
+
+fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Register {
+        endpoint: u8,
+        host: u8,
+        lifetime_s: u64,
+        fresh: u64,
+    },
+    Refresh {
+        terminal: usize,
+        host: u8,
+        proven: bool,
+    },
+    Deregister {
+        terminal: usize,
+        host: u8,
+    },
+    Request {
+        terminal: usize,
+        host: u8,
+        app: u8,
+        instance: u8,
+        token: u8,
+        generation: NonZeroU32,
+    },
+    Release {
+        terminal: usize,
+        host: u8,
+        slot: u32,
+    },
+    Validate {
+        app: u8,
+        slot: u32,
+        token: u8,
+    },
+    Revoke {
+        slot: u32,
+    },
+    AddApp {
+        app: u8,
+    },
+    RemoveApp {
+        app: u8,
+    },
+    Wait {
+        seconds: u64,
+    },
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let generation = (1_u32..4).prop_map(|n| NonZeroU32::new(n).unwrap());
+    prop_oneof![
+        4 => (0..6_u8, 0..3_u8, 1..2000_u64, 0..4_u64)
+            .prop_map(|(endpoint, host, lifetime_s, fresh)| Step::Register { endpoint, host, lifetime_s, fresh }),
+        3 => (0..6_usize, 0..3_u8, any::<bool>()).prop_map(|(terminal, host, proven)| Step::Refresh { terminal, host, proven }),
+        1 => (0..6_usize, 0..3_u8).prop_map(|(terminal, host)| Step::Deregister { terminal, host }),
+        8 => (0..6_usize, 0..3_u8, 0..3_u8, 0..3_u8, 0..3_u8, generation).prop_map(
+            |(terminal, host, app, instance, token, generation)| Step::Request { terminal, host, app, instance, token, generation }),
+        2 => (0..6_usize, 0..3_u8, 0..8_u32).prop_map(|(terminal, host, slot)| Step::Release { terminal, host, slot }),
+        8 => (0..3_u8, 0..8_u32, 0..3_u8).prop_map(|(app, slot, token)| Step::Validate { app, slot, token }),
+        1 => (0..8_u32).prop_map(|slot| Step::Revoke { slot }),
+        2 => (0..3_u8).prop_map(|app| Step::AddApp { app }),
+        1 => (0..3_u8).prop_map(|app| Step::RemoveApp { app }),
+        2 => (0..2000_u64).prop_map(|seconds| Step::Wait { seconds }),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// Takes a step, whether or not it is refused; each refusal is right or wrong by the invariants below.
+fn take(step: &Step, sessions: &mut Sessions, now: &mut UnixTime) {
+    let mut known: Vec<_> = sessions.terminals().map(|terminal| terminal.id).collect();
+    known.sort_unstable();
+    let terminal = |index: usize| known.get(index).copied().unwrap_or(id(999));
+    let in_slot = |slot: u32| {
+        sessions
+            .session_in_slot(slot)
+            .map_or(SessionId::new(slot, 1), |session| session.id)
+    };
+    match *step {
+        Step::Register {
+            endpoint,
+            host,
+            lifetime_s,
+            fresh,
+        } => {
+            let endpoint = format!("d{endpoint}").parse().unwrap();
+            let _ = sessions.register(
+                *now,
+                endpoint,
+                from(host),
+                Some(Duration::from_secs(lifetime_s)),
+                id(fresh),
+            );
+        }
+        Step::Refresh {
+            terminal: index,
+            host,
+            proven,
+        } => {
+            let _ = sessions.refresh(*now, terminal(index), from(host), proven, None);
+        }
+        Step::Deregister {
+            terminal: index,
+            host,
+        } => {
+            let _ = sessions.deregister(*now, terminal(index), from(host).device);
+        }
+        Step::Request {
+            terminal: index,
+            host,
+            app,
+            instance,
+            token: value,
+            generation,
+        } => {
+            let request = request(&format!("a{app}"), &format!("i{instance}"));
+            let (terminal, device) = (terminal(index), from(host).device);
+            let _ = sessions.request_session(
+                *now,
+                terminal,
+                device,
+                request,
+                &token(value),
+                generation,
+            );
+        }
+        Step::Release {
+            terminal: index,
+            host,
+            slot,
+        } => {
+            let (terminal, session) = (terminal(index), in_slot(slot));
+            let _ = sessions.release(*now, terminal, from(host).device, session);
+        }
+        Step::Validate {
+            app,
+            slot,
+            token: value,
+        } => {
+            let session = in_slot(slot);
+            let held = sessions
+                .session(session)
+                .map(|session| (session.app.clone(), session.state.clone()));
+            let answer = sessions.validate(*now, &app_key(app), session, &token(value).hash());
+            if answer.is_ok() {
+                let (name, state) =
+                    held.expect("a session that was never requested is not validated");
+                let (SessionState::Requested(issued) | SessionState::Authorised(issued)) = state
+                else {
+                    panic!("an ended session was validated");
+                };
+                assert_eq!(name.as_str(), format!("a{app}"));
+                assert_eq!(issued.hash, token(value).hash());
+            }
+        }
+        Step::Revoke { slot } => {
+            let session = in_slot(slot);
+            let _ = sessions.revoke(*now, session);
+        }
+        Step::AddApp { app } => {
+            let _ = sessions.add_app(*now, format!("a{app}").parse().unwrap(), app_key(app));
+        }
+        Step::RemoveApp { app } => {
+            let _ = sessions.remove_app(*now, &format!("a{app}").parse().unwrap());
+        }
+        Step::Wait { seconds } => {
+            *now = now.saturating_add(Duration::from_secs(seconds));
+            sessions.expire(*now, usize::MAX);
+        }
+        Step::Restart => *sessions = Sessions::restore(LIMITS, image(sessions)).unwrap(),
+    }
+}
+
+fn check_invariants(sessions: &Sessions, followers: &Followers, now: UnixTime) {
+    let mut instances = HashSet::new();
+    let mut counts = Counts::default();
+    for session in sessions.sessions() {
+        assert!(session.id.slot() < LIMITS.slots && session.id.generation() != 0);
+        match session.state {
+            SessionState::Ended { .. } => {
+                assert!(
+                    !followers.kernel.contains_key(&session.id),
+                    "{} is over, but delivered for",
+                    session.id
+                );
+                continue;
+            }
+            SessionState::Requested(_) => {
+                counts.requested += 1;
+                assert!(
+                    !followers.kernel.contains_key(&session.id),
+                    "{} was never validated",
+                    session.id
+                );
+            }
+            SessionState::Authorised(_) => {
+                counts.authorised += 1;
+                let terminal = sessions.terminal(session.terminal).unwrap();
+                assert_eq!(followers.kernel.get(&session.id), Some(&terminal.path));
+            }
+        }
+        let terminal = sessions.terminal(session.terminal).unwrap();
+        assert!(matches!(terminal.state, OperativeState::First { expires } if expires > now));
+        assert!(sessions.app(&session.app).is_some());
+        assert!(instances.insert((
+            session.terminal,
+            session.app.clone(),
+            session.instance.clone()
+        )));
+    }
+    assert_eq!(sessions.counts(), counts);
+    assert_eq!(followers.kernel.len(), counts.authorised as usize);
+    assert_eq!(
+        sessions.apps().map(|(_, live)| live).sum::<usize>(),
+        instances.len()
+    );
+    let of_terminals = sessions
+        .terminals()
+        .map(|terminal| sessions.sessions_of_terminal(terminal.id))
+        .sum::<usize>();
+    assert_eq!(of_terminals, instances.len());
+    assert!(sessions.terminals().len() <= LIMITS.slots as usize);
+    assert!(
+        sessions
+            .next_deadline()
+            .is_none_or(|deadline| deadline > now)
+    );
+}
+
+fn sorted(mut image: Image) -> Image {
+    image.terminals.sort_by_key(|terminal| terminal.id);
+    image.sessions.sort_by_key(|session| session.id.slot());
+    image.apps.sort_by(|a, b| a.name.cmp(&b.name));
+    image
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Thousands of steps in any order: whoever follows the changes knows all there is to know, and
+    /// delivers for exactly the authorised sessions of terminals in the first operative state.
+    #[test]
+    fn followers_of_the_changes_are_never_wrong(steps in proptest::collection::vec(step(), 1..400)) {
+        let mut sessions = empty();
+        let mut followers = Followers::default();
+        let mut now = at(0);
+        for step in steps {
+            take(&step, &mut sessions, &mut now);
+            followers.follow(&mut sessions);
+            check_invariants(&sessions, &followers, now);
+        }
+        prop_assert_eq!(sorted(followers.image()), sorted(image(&sessions)));
+    }
+}

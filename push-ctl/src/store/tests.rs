@@ -1,0 +1,303 @@
+use super::*;
+use crate::app_key::AppKey;
+use crate::sessions::records::{
+    EndCause, IssuedToken, Left, OperativeState, Path as DevicePath, SessionState, UnixTime,
+};
+use push_common::token::Token;
+use push_common::wire::SessionId;
+use std::num::NonZeroU16;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+fn token() -> IssuedToken {
+    IssuedToken::first(&Token::from_bytes(*b"a secret of 16 b"))
+}
+
+fn everything() -> Image {
+    let terminal = |id: u64, state| Terminal {
+        id: RegistrationId::from_u64(id),
+        endpoint: format!("device {id}").parse().unwrap(),
+        path: DevicePath {
+            device: "fd00:64::2".parse().unwrap(),
+            gateway: "[fd00:64::1]:5683".parse().unwrap(),
+        },
+        lifetime: Duration::from_secs(3600),
+        state,
+    };
+    let session = |slot: u32, state| Session {
+        id: SessionId::new(slot, 0xDEAD_BEEF),
+        terminal: RegistrationId::from_u64(1),
+        app: "mail".parse().unwrap(),
+        instance: format!("instance {slot}").parse().unwrap(),
+        port: NonZeroU16::new(7000).unwrap(),
+        state,
+    };
+    let at = UnixTime::from_millis(1_700_000_000_123);
+    let causes = [
+        EndCause::Released,
+        EndCause::Replaced,
+        EndCause::Deregistered,
+        EndCause::Expired,
+        EndCause::Revoked,
+        EndCause::AppRemoved,
+    ];
+    let mut sessions = vec![
+        session(0, SessionState::Requested(token())),
+        session(1, SessionState::Authorised(token())),
+    ];
+    sessions.extend(
+        (2..)
+            .zip(causes)
+            .map(|(slot, cause)| session(slot, SessionState::Ended { at, cause })),
+    );
+    Image {
+        terminals: vec![
+            terminal(1, OperativeState::First { expires: at }),
+            terminal(
+                2,
+                OperativeState::Second {
+                    since: at,
+                    cause: Left::Deregistered,
+                },
+            ),
+            terminal(
+                u64::MAX,
+                OperativeState::Second {
+                    since: at,
+                    cause: Left::Expired,
+                },
+            ),
+        ],
+        sessions,
+        apps: vec![App {
+            name: "mail".parse().unwrap(),
+            key_hash: app_key().hash(),
+            created: at,
+        }],
+    }
+}
+
+fn app_key() -> AppKey {
+    AppKey::from_bytes(*b"a secret of an application: 32 b")
+}
+
+fn batch(image: &Image) -> Batch<'_> {
+    Batch {
+        terminals: image
+            .terminals
+            .iter()
+            .map(|terminal| (terminal.id, Some(terminal)))
+            .collect(),
+        slots: image
+            .sessions
+            .iter()
+            .map(|session| (session.id.slot(), Some(session)))
+            .collect(),
+        apps: image
+            .apps
+            .iter()
+            .map(|app| (&app.name, Some(app)))
+            .collect(),
+    }
+}
+
+/// A directory with a store that has everything in it, closed.
+fn full() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let image = everything();
+    RedbStore::open(directory.path())
+        .unwrap()
+        .apply(&batch(&image))
+        .unwrap();
+    directory
+}
+
+#[test]
+fn everything_comes_back() {
+    let directory = full();
+    assert_eq!(
+        RedbStore::open(directory.path()).unwrap().load().unwrap(),
+        everything()
+    );
+}
+
+#[test]
+fn what_is_deleted_does_not_come_back() {
+    let directory = full();
+    let image = everything();
+    let mut store = RedbStore::open(directory.path()).unwrap();
+    let batch = Batch {
+        terminals: vec![(image.terminals[0].id, None)],
+        slots: vec![(0, None)],
+        apps: vec![(&image.apps[0].name, None)],
+    };
+    store.apply(&batch).unwrap();
+    drop(store);
+    let image = RedbStore::open(directory.path()).unwrap().load().unwrap();
+    assert_eq!(
+        (
+            image.terminals.len(),
+            image.sessions.len(),
+            image.apps.len()
+        ),
+        (2, 7, 0)
+    );
+}
+
+#[test]
+fn no_secret_that_was_given_out_is_in_the_file_and_others_can_not_read_it() {
+    let directory = full();
+    let path = directory.path().join(FILE_NAME);
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let content = fs::read(&path).unwrap();
+    let app_key = app_key().to_text();
+    let digits = app_key.strip_prefix("pak_").unwrap();
+    for secret in [&b"a secret of"[..], b"ptk_", b"pak_", digits.as_bytes()] {
+        assert!(!content.windows(secret.len()).any(|window| window == secret));
+    }
+    assert!(content.windows(4).any(|window| window == b"mail"));
+}
+
+#[test]
+fn a_second_process_is_kept_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = RedbStore::open(directory.path()).unwrap();
+    let second = RedbStore::open(directory.path()).unwrap_err();
+    assert!(matches!(second, StoreError::InUse(_)), "{second}");
+    drop(first);
+    RedbStore::open(directory.path()).unwrap();
+}
+
+/// Opens a store whose file is `content`; it must be refused, in one line, and left as it is.
+fn refusal(content: &[u8]) -> StoreError {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE_NAME);
+    fs::write(&path, content).unwrap();
+    let error = RedbStore::open(directory.path()).unwrap_err();
+    assert!(!error.to_string().contains('\n'), "{error}");
+    assert!(error.to_string().contains("push.redb"), "{error}");
+    assert!(
+        fs::read(&path).unwrap() == content,
+        "the file was changed: {error}"
+    );
+    error
+}
+
+#[test]
+fn a_damaged_file_is_refused_and_left_as_it_is() {
+    let directory = full();
+    let good = fs::read(directory.path().join(FILE_NAME)).unwrap();
+    for (what, content) in [
+        ("empty", &[][..]),
+        ("text", b"this is not a database at all\n"),
+        ("its first byte", &good[..1]),
+        ("its first page", &good[..4096]),
+        ("half of it", &good[..good.len() / 2]),
+        ("all but a byte", &good[..good.len() - 1]),
+        ("zeros", &vec![0; good.len()]),
+    ] {
+        let error = refusal(content);
+        assert!(
+            matches!(error, StoreError::Damaged { .. }),
+            "{what}: {error}"
+        );
+    }
+}
+
+/// Damage that the storage engine overlooks has to be in what nothing refers to.
+#[test]
+fn a_changed_byte_is_refused_or_changes_nothing() {
+    let directory = full();
+    let good = fs::read(directory.path().join(FILE_NAME)).unwrap();
+    let (headers, pages) = ((0..512).step_by(5), (512..good.len()).step_by(20_011));
+    let mut refused = 0;
+    for at in headers.chain(pages) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE_NAME);
+        let mut bad = good.clone();
+        bad[at] ^= 0x55;
+        fs::write(&path, &bad).unwrap();
+        match RedbStore::open(directory.path()).and_then(|store| store.load()) {
+            Ok(image) => assert_eq!(image, everything(), "byte {at}"),
+            Err(error) => {
+                refused += 1;
+                assert!(fs::read(&path).unwrap() == bad, "byte {at}: {error}");
+            }
+        }
+    }
+    assert!(refused > 20, "{refused}");
+}
+
+#[test]
+fn a_value_that_is_no_record_is_refused() {
+    let directory = full();
+    let database = Database::open(directory.path().join(FILE_NAME)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction
+        .open_table(SESSIONS)
+        .unwrap()
+        .insert(3, &[9_u8, 9][..])
+        .unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = refusal(&fs::read(directory.path().join(FILE_NAME)).unwrap());
+    assert!(
+        error
+            .to_string()
+            .contains("session in slot 3: format 9 instead of 1"),
+        "{error}"
+    );
+}
+
+#[test]
+fn another_version_is_refused_and_left_as_it_is() {
+    let directory = full();
+    let database = Database::open(directory.path().join(FILE_NAME)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction
+        .open_table(META)
+        .unwrap()
+        .insert("version", 2)
+        .unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = refusal(&fs::read(directory.path().join(FILE_NAME)).unwrap());
+    assert!(
+        error
+            .to_string()
+            .contains("has version 2, this push-ctl reads version 1"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_file_that_can_be_used() {
+    let directory = full();
+    let store = RedbStore::open(directory.path()).unwrap();
+    let as_if_killed = tempfile::tempdir().unwrap();
+    fs::copy(store.path(), as_if_killed.path().join(FILE_NAME)).unwrap();
+    assert_eq!(
+        RedbStore::open(as_if_killed.path())
+            .unwrap()
+            .load()
+            .unwrap(),
+        everything()
+    );
+}
+
+#[test]
+fn a_directory_that_can_not_be_made_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = RedbStore::open(&file.join("state"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("can't create ") && error.contains("file/state"),
+        "{error}"
+    );
+}
