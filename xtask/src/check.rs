@@ -1,0 +1,155 @@
+//! `cargo xtask test` and `cargo xtask ci`.
+
+use crate::{child, demo, setup, workspace};
+use anyhow::{Context, Result, bail};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Instant;
+
+/// Runs the tests of the whole workspace, or what `arguments` make `cargo test` run.
+///
+/// # Errors
+///
+/// When not root, when something doesn't build, or when a test fails.
+pub fn test(arguments: &[String]) -> Result<()> {
+    workspace::require_root("testing on the real kernel", "test")?;
+    setup::run()?;
+    run_tests(arguments)
+}
+
+/// Runs everything that has to be in order before a change goes in.
+///
+/// # Errors
+///
+/// At the first thing that isn't.
+pub fn ci() -> Result<()> {
+    workspace::require_root("testing on the real kernel", "ci")?;
+    setup::run()?;
+    cargo_step("format", &["fmt", "--all", "--check"])?;
+    cargo_step(
+        "lints",
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    )?;
+    cargo_step("build", &["build", "--workspace"])?;
+    run_tests(&[])?;
+    demo::run(false)
+}
+
+fn cargo_step(name: &str, arguments: &[&str]) -> Result<()> {
+    let started = Instant::now();
+    let mut command = workspace::cargo();
+    command.args(arguments);
+    let line = child::display(&command);
+    println!("ci: {name}: {line}");
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run `{line}`"))?;
+    if !status.success() {
+        bail!("`{line}` failed");
+    }
+    println!(
+        "ci: {name}: in order ({:.0} s)",
+        started.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+fn run_tests(arguments: &[String]) -> Result<()> {
+    let started = Instant::now();
+    let mut command = workspace::cargo();
+    command
+        .args(["test", "--no-fail-fast"])
+        .stdout(Stdio::piped());
+    if arguments.is_empty() {
+        command.arg("--workspace");
+    } else {
+        command.args(arguments); // Which may choose a package.
+    }
+    let line = child::display(&command);
+    println!("test: {line}");
+    let mut cargo = command
+        .spawn()
+        .with_context(|| format!("cannot run `{line}`"))?;
+    let mut tally = Tally::default();
+    for said in BufReader::new(cargo.stdout.take().context("stdout was piped")?).lines() {
+        let said = said.with_context(|| format!("cannot read what `{line}` says"))?;
+        tally.take(&said);
+        println!("{said}");
+    }
+    let status = cargo.wait()?;
+    println!(
+        "test: {} passed, {} failed, {} ignored ({:.0} s)",
+        tally.passed,
+        tally.failed,
+        tally.ignored,
+        started.elapsed().as_secs_f64()
+    );
+    if !status.success() {
+        bail!("`{line}` failed");
+    }
+    if tally.passed == 0 {
+        bail!("`{line}` ran no test");
+    }
+    Ok(())
+}
+
+/// Sum over the test programs that cargo runs one after the other.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Tally {
+    /// Adds what a line such as `test result: ok. 9 passed; 0 failed; 1 ignored; …` tells.
+    fn take(&mut self, line: &str) {
+        let Some((_, counts)) = line
+            .strip_prefix("test result: ")
+            .and_then(|result| result.split_once(". "))
+        else {
+            return;
+        };
+        for (number, what) in counts.split("; ").filter_map(|count| count.split_once(' ')) {
+            let number = number.parse().unwrap_or(0);
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _other => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_results_of_all_test_programs_are_added_up() {
+        let mut tally = Tally::default();
+        for line in [
+            "running 3 tests",
+            "test result: ok. 9 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.03s",
+            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 4 filtered out; finished in 0.03s",
+        ] {
+            tally.take(line);
+        }
+        assert_eq!(
+            tally,
+            Tally {
+                passed: 11,
+                failed: 1,
+                ignored: 1
+            }
+        );
+    }
+}

@@ -1,0 +1,172 @@
+//! Many triggers at once, and the account of what became of them.
+
+use super::ledger::{self, Counts, FORWARDED, Row};
+use super::stage::{Stage, grouped};
+use crate::lab::Lab;
+use crate::traffic::{Load, Sent, Session, Sink};
+use anyhow::{Context, Result};
+use std::net::UdpSocket;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// Length of the generator's payloads.
+const PAYLOAD_BYTES: usize = 48;
+
+/// How long what was sent may take to arrive.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The way of many triggers of one family: from the application server's socket to the device's sink.
+pub(super) struct Lane {
+    pub(super) socket: UdpSocket,
+    pub(super) sink: Sink,
+    pub(super) sessions: Vec<Session>,
+}
+
+/// All that was sent, and what became of it.
+pub(super) struct Volleys<'a> {
+    lab: &'a Lab,
+    pub(super) rows: Vec<Row>,
+    /// Sequence number that no session has used yet.
+    pub(super) next_sequence: u64,
+}
+
+impl<'a> Volleys<'a> {
+    pub(super) fn new(lab: &'a Lab) -> Self {
+        Self {
+            lab,
+            rows: Vec::new(),
+            next_sequence: 1,
+        }
+    }
+
+    /// What `lane` would send next.
+    pub(super) fn load<'l>(&self, lane: &'l Lane, triggers: u64) -> Load<'l> {
+        Load {
+            sessions: &lane.sessions,
+            first_sequence: self.next_sequence,
+            triggers,
+            payload_bytes: PAYLOAD_BYTES,
+            rate_per_s: None,
+            forged: false,
+        }
+    }
+
+    /// Sends triggers that all have to be delivered.
+    pub(super) fn delivered(
+        &mut self,
+        stage: &Stage,
+        what: &str,
+        lane: &Lane,
+        triggers: u64,
+        rate_per_s: Option<u32>,
+    ) -> Result<()> {
+        let load = Load {
+            rate_per_s,
+            ..self.load(lane, triggers)
+        };
+        let before = ledger::counts(self.lab)?;
+        let arrived_before = lane.sink.received().delivered;
+        let sent = send(&load, &lane.socket)?;
+        self.next_sequence += triggers;
+        self.enter(
+            stage,
+            what,
+            lane,
+            (&before, arrived_before),
+            sent,
+            FORWARDED,
+        )
+    }
+
+    /// Sends triggers none of which may be delivered, all for the reason `verdict`.
+    pub(super) fn dropped(
+        &mut self,
+        stage: &Stage,
+        what: &str,
+        lane: &Lane,
+        load: &Load,
+        verdict: &str,
+    ) -> Result<()> {
+        let before = ledger::counts(self.lab)?;
+        let arrived_before = arrived(lane);
+        let sent = send(load, &lane.socket)?;
+        self.enter_dropped(stage, what, lane, (&before, arrived_before), sent, verdict)
+    }
+
+    /// Enters what was sent, none of which may arrive, all for the reason `verdict`.
+    pub(super) fn enter_dropped(
+        &mut self,
+        stage: &Stage,
+        what: &str,
+        lane: &Lane,
+        (before, arrived_before): (&Counts, u64),
+        sent: Sent,
+        verdict: &str,
+    ) -> Result<()> {
+        // Each has been dropped by then, so that nothing is on its way any more.
+        let verdicts = ledger::settle(self.lab, before, &[verdict], sent.triggers)?;
+        let delivered = arrived(lane) - arrived_before;
+        let row = Row {
+            what: what.to_owned(),
+            sent: sent.triggers,
+            delivered,
+            due: 0,
+            verdicts,
+        };
+        self.close(stage, row, sent);
+        Ok(())
+    }
+
+    /// Enters what was sent, all of which has to arrive and to have one of these verdicts.
+    pub(super) fn enter(
+        &mut self,
+        stage: &Stage,
+        what: &str,
+        lane: &Lane,
+        (before, arrived_before): (&Counts, u64),
+        sent: Sent,
+        verdicts: &[&str],
+    ) -> Result<()> {
+        // A failure shows in the row.
+        let _ = lane.sink.wait_for(arrived_before + sent.triggers, LIMIT);
+        let verdicts = ledger::settle(self.lab, before, verdicts, sent.triggers)?;
+        let delivered = lane.sink.received().delivered - arrived_before;
+        let row = Row {
+            what: what.to_owned(),
+            sent: sent.triggers,
+            delivered,
+            due: sent.triggers,
+            verdicts,
+        };
+        self.close(stage, row, sent);
+        Ok(())
+    }
+
+    fn close(&mut self, stage: &Stage, row: Row, sent: Sent) {
+        let mark = if row.is_as_told() {
+            "✓"
+        } else {
+            "✗ NOT AS TOLD:"
+        };
+        stage.say(format!(
+            "{mark} {}: {} sent in {:.1} s, {} delivered; {}",
+            row.what,
+            grouped(row.sent),
+            sent.elapsed.as_secs_f64(),
+            grouped(row.delivered),
+            row.verdicts()
+        ));
+        self.rows.push(row);
+    }
+}
+
+/// Everything that has come to the lane's sink, good or not.
+fn arrived(lane: &Lane) -> u64 {
+    let received = lane.sink.received();
+    received.delivered + received.duplicates + received.corrupt + received.foreign
+}
+
+fn send(load: &Load, socket: &UdpSocket) -> Result<Sent> {
+    load.send(socket, &AtomicBool::new(false))
+        .context("the generator cannot send")
+}

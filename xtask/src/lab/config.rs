@@ -1,0 +1,135 @@
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use super::{GATEWAY_INSIDE, GATEWAY_OUTSIDE};
+
+/// What a NIC of the gateway takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Triggers.
+    External,
+    /// What devices send.
+    Internal,
+    /// Both.
+    Both,
+}
+
+/// A NIC of the gateway.
+#[derive(Clone, Debug)]
+pub struct Nic {
+    /// Its name.
+    pub name: String,
+    /// What it takes.
+    pub role: Role,
+    /// The addresses at which it takes triggers.
+    pub trigger_addresses: Vec<String>,
+}
+
+/// The controller's configuration. The default fits the lab.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Size of the session table.
+    pub slots: u32,
+    /// Lifetime of a session that asks for none, such as `1h`.
+    pub default_lifetime: String,
+    /// Longest lifetime that a session can ask for.
+    pub max_lifetime: String,
+    /// UDP port of triggers.
+    pub trigger_port: u16,
+    /// Whether triggers keep their source.
+    pub keep_source: bool,
+    /// Whether generic XDP will do.
+    pub allow_generic: bool,
+    /// Whether to refuse to run without `CAP_PERFMON`.
+    pub require_perfmon: bool,
+    /// Where the program is attached.
+    pub nics: Vec<Nic>,
+    /// Addresses and ports of the internal interface.
+    pub internal: Vec<String>,
+    /// Addresses and ports of the external interface.
+    pub external: Vec<String>,
+    /// Certificate and private key of the external interface; self-signed if there is none.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let nic = |name: &str, role, addresses: &[&str]| Nic {
+            name: name.to_owned(),
+            role,
+            trigger_addresses: addresses
+                .iter()
+                .map(|&address| address.to_owned())
+                .collect(),
+        };
+        let [inside_v4, inside_v6] = GATEWAY_INSIDE;
+        let [outside_v4, outside_v6] = GATEWAY_OUTSIDE;
+        Self {
+            slots: 4096,
+            default_lifetime: "1h".to_owned(),
+            max_lifetime: "24h".to_owned(),
+            trigger_port: 5050,
+            keep_source: false,
+            allow_generic: false,
+            require_perfmon: true,
+            nics: vec![
+                nic("gw-app", Role::External, &GATEWAY_OUTSIDE),
+                nic("gw-dev", Role::Internal, &[]),
+            ],
+            internal: vec![format!("{inside_v4}:5683"), format!("[{inside_v6}]:5683")],
+            external: vec![format!("{outside_v4}:8443"), format!("[{outside_v6}]:8443")],
+            certificate: None,
+        }
+    }
+}
+
+impl Config {
+    /// The text of the file, for a lab whose files are in `folder`.
+    #[must_use]
+    pub fn to_toml(&self, folder: &Path) -> String {
+        let Self {
+            slots,
+            trigger_port,
+            keep_source,
+            allow_generic,
+            require_perfmon,
+            ..
+        } = self;
+        let path = |name: &str| folder.join(name).display().to_string();
+        let mut text = format!(
+            "state_dir = {:?}\npin_dir = {:?}\nadmin_socket = {:?}\n\n\
+             [sessions]\nslots = {slots}\ndefault_lifetime = {:?}\nmax_lifetime = {:?}\n\n\
+             [triggers]\nport = {trigger_port}\nkeep_source = {keep_source}\n\n\
+             [data_plane]\nallow_generic = {allow_generic}\nrequire_perfmon = {require_perfmon}\n\n",
+            path("state"),
+            path("bpf/push"),
+            path("admin.sock"),
+            self.default_lifetime,
+            self.max_lifetime,
+        );
+        for nic in &self.nics {
+            let role = match nic.role {
+                Role::External => "external",
+                Role::Internal => "internal",
+                Role::Both => "both",
+            };
+            let _ = writeln!(text, "[[nic]]\nname = {:?}\nrole = {role:?}", nic.name);
+            if !nic.trigger_addresses.is_empty() {
+                let _ = writeln!(text, "trigger_addresses = {:?}", nic.trigger_addresses);
+            }
+            text.push('\n');
+        }
+        let _ = write!(
+            text,
+            "[internal]\nlisten = {:?}\n\n[external]\nlisten = {:?}\n",
+            self.internal, self.external
+        );
+        if let Some((certificate, private_key)) = &self.certificate {
+            let _ = writeln!(
+                text,
+                "certificate = {certificate:?}\nprivate_key = {private_key:?}"
+            );
+        }
+        text
+    }
+}

@@ -1,0 +1,23 @@
+//! Tasks of the workspace, and what its tests share with them.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`setup`] | everything that building, running and testing needs |
+//! | [`lab`] | a gateway, devices and application servers in network namespaces |
+//! | [`traffic`] | a generator of triggers, and a sink that judges what arrives |
+//! | [`clients`] | libcoap's client, curl and the operator, who play the parties |
+//! | [`demo`] | the whole story in a minute, told and checked |
+//! | [`check`] | the tests, and what CI runs |
+//!
+//! This crate builds with rustup's stable toolchain and nothing else: it is what fetches the rest.
+
+#![forbid(unsafe_code)]
+
+pub mod check;
+pub mod child;
+pub mod clients;
+pub mod demo;
+pub mod lab;
+pub mod setup;
+pub mod traffic;
+pub mod workspace;

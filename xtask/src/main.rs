@@ -1,0 +1,75 @@
+//! `cargo xtask`: see `cargo xtask --help`.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use xtask::{check, demo, lab, setup};
+
+/// Tasks of the workspace. Each of them first sets up what it needs.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Fetch and build everything that building, running and testing push needs.
+    Setup,
+    /// A gateway, a device and an application server in network namespaces, to play with by hand.
+    Lab {
+        #[command(subcommand)]
+        task: LabTask,
+    },
+    /// The whole story on this machine's kernel, told and checked, in a minute.
+    Demo {
+        /// Leave the lab up at the end, to look around in it.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// All tests.
+    Test {
+        /// Arguments for `cargo test`, such as the name of a test.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// What CI runs: format, lints, build, tests, demo.
+    Ci,
+}
+
+#[derive(Subcommand)]
+enum LabTask {
+    /// Build the lab, start the controller in it, and print what to type next.
+    Up,
+    /// Take everything down that `up` made, also after a crash.
+    Down,
+    /// What of the lab is there.
+    Status,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Setup => setup::run(),
+        Task::Lab { task: LabTask::Up } => lab::by_hand::up(),
+        Task::Lab {
+            task: LabTask::Down,
+        } => lab::by_hand::down(),
+        Task::Lab {
+            task: LabTask::Status,
+        } => lab::by_hand::status(),
+        Task::Demo { keep } => demo::run(keep),
+        Task::Test { arguments } => check::test(&arguments),
+        Task::Ci => check::ci(),
+    }
+}

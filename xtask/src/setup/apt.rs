@@ -1,0 +1,120 @@
+//! Debian packages.
+
+use super::step;
+use crate::child;
+use anyhow::{Context, Result, bail};
+use std::process::Command;
+use std::time::Duration;
+
+/// Programs that lab, demo and tests call, the package of each, and what it is for.
+const PROGRAMS: [(&str, &str, &str); 8] = [
+    ("ip", "iproute2", "the lab's namespaces and links"),
+    ("ethtool", "ethtool", "offloads of the lab's links"),
+    ("nsenter", "util-linux", "the controller in its namespace"),
+    ("coap-client-notls", "libcoap3-bin", "the device"),
+    ("curl", "curl", "the application server"),
+    ("tcpdump", "tcpdump", "to see triggers arrive"),
+    (
+        "bpftool",
+        "bpftool",
+        "what the kernel has loaded, from another mouth",
+    ),
+    (
+        "xdp-loader",
+        "xdp-tools",
+        "the same object in the hands of another loader",
+    ),
+];
+
+/// A slow mirror is waited for, a dead one isn't waited for all day.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// The package manager. Its lists are fetched at most once, and only if something is missing.
+#[derive(Default)]
+pub(super) struct Apt {
+    lists_are_fresh: bool,
+}
+
+/// Installs the programs that are missing.
+pub(super) fn programs(apt: &mut Apt) -> Result<()> {
+    let missing: Vec<_> = PROGRAMS
+        .iter()
+        .filter(|(program, ..)| !child::is_installed(program))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<_> = missing.iter().map(|(_, package, _)| *package).collect();
+    let reasons: Vec<_> = missing
+        .iter()
+        .map(|(program, _, what_for)| format!("{program}: {what_for}"))
+        .collect();
+    apt.install(&packages, &reasons.join("; "))
+}
+
+impl Apt {
+    /// Installs `packages`, saying why.
+    pub(super) fn install(&mut self, packages: &[&str], why: &str) -> Result<()> {
+        self.refresh()?;
+        let names = packages.join(" ");
+        step(&format!("installing Debian's {names}"), why);
+        let by_hand = format!("apt-get install --no-install-recommends {names}");
+        child::watch(
+            apt_get()
+                .args(["install", "--yes", "--no-install-recommends"])
+                .args(packages),
+            LIMIT,
+        )
+        .with_context(|| format!("cannot install {names}; by hand: `{by_hand}`"))
+    }
+
+    /// Whether `package` can be installed, or is.
+    pub(super) fn has(&mut self, package: &str) -> Result<bool> {
+        self.refresh()?;
+        let policy = child::output(
+            child::command("apt-cache")
+                .args(["policy", package])
+                .env("LC_ALL", "C"),
+        )?;
+        Ok(policy.lines().any(|line| {
+            line.trim()
+                .strip_prefix("Candidate: ")
+                .is_some_and(|candidate| candidate != "(none)")
+        }))
+    }
+
+    fn refresh(&mut self) -> Result<()> {
+        if self.lists_are_fresh {
+            return Ok(());
+        }
+        if !child::is_installed("apt-get") {
+            bail!(
+                "something is missing, and this is not Debian: there is no apt-get to install it with"
+            );
+        }
+        if !nix::unistd::geteuid().is_root() {
+            bail!(
+                "Debian packages are missing, and installing them needs root: \
+                 run `sudo -E env PATH=\"$PATH\" cargo xtask setup` once"
+            );
+        }
+        step("fetching Debian's package lists", "a package is missing");
+        if let Err(error) = child::watch(apt_get().arg("update"), LIMIT) {
+            // One broken third-party source is no reason to give up: the old lists may do.
+            eprintln!("       {error:#}\n       going on with the lists that are there");
+        }
+        self.lists_are_fresh = true;
+        Ok(())
+    }
+}
+
+fn apt_get() -> Command {
+    let mut command = child::command("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").args([
+        "-o",
+        "DPkg::Lock::Timeout=300",
+        "-o",
+        "Acquire::Retries=3",
+    ]);
+    command
+}

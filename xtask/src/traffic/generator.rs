@@ -1,0 +1,131 @@
+use super::{BATCH, MAX_TRIGGER_LEN, Session};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, MultiHeaders, sendmmsg};
+use push_common::wire::{SIGNED_LEN, TRIGGER_HEADER_LEN};
+use std::io::{self, IoSlice};
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What a generator sends.
+#[derive(Clone, Debug)]
+pub struct Load<'a> {
+    /// They take turns.
+    pub sessions: &'a [Session],
+    /// Sequence number of the first trigger of each session; the following ones count on from it.
+    pub first_sequence: u64,
+    /// How many triggers, over all sessions.
+    pub triggers: u64,
+    /// Length of each payload.
+    pub payload_bytes: usize,
+    /// How many at most; as many as possible if there is none.
+    pub rate_per_s: Option<u32>,
+    /// Gives each a tag that is wrong, in every bit.
+    pub forged: bool,
+}
+
+/// What a generator has sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// How many triggers, over all sessions.
+    pub triggers: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl Load<'_> {
+    /// Sends all of it by `socket`, which is connected to the gateway's trigger address; or less, if
+    /// `stop` comes true. A full queue on the way out is waited for.
+    ///
+    /// # Errors
+    ///
+    /// When the socket doesn't take a datagram.
+    ///
+    /// # Panics
+    ///
+    /// If there is no session, or the payload is longer than a trigger can carry.
+    pub fn send(&self, socket: &UdpSocket, stop: &AtomicBool) -> io::Result<Sent> {
+        let datagram_len = TRIGGER_HEADER_LEN + self.payload_bytes;
+        assert!(
+            datagram_len <= MAX_TRIGGER_LEN,
+            "a payload of {} bytes is too long",
+            self.payload_bytes
+        );
+        let started = Instant::now();
+        let mut datagrams = vec![0; datagram_len * BATCH];
+        let mut headers = MultiHeaders::preallocate(BATCH, None);
+        let mut sent = 0;
+        while sent < self.triggers && !stop.load(Ordering::Relaxed) {
+            let mut filled = 0;
+            for (number, datagram) in
+                (sent..self.triggers).zip(datagrams.chunks_exact_mut(datagram_len))
+            {
+                self.trigger(number, datagram);
+                filled += 1;
+            }
+            let slices: Vec<_> = datagrams
+                .chunks_exact(datagram_len)
+                .take(filled)
+                .map(|it| [IoSlice::new(it)])
+                .collect();
+            send_all(socket, &mut headers, &slices)?;
+            sent += filled as u64;
+            self.keep_pace(sent, started);
+        }
+        Ok(Sent {
+            triggers: sent,
+            elapsed: started.elapsed(),
+        })
+    }
+
+    /// Writes the trigger with this number, counted over all sessions.
+    fn trigger(&self, number: u64, datagram: &mut [u8]) {
+        let count = self.sessions.len() as u64;
+        let session = self.sessions
+            [usize::try_from(number % count).expect("less than the number of sessions")];
+        let sequence = self.first_sequence + number / count;
+        session.trigger(sequence, datagram);
+        if self.forged {
+            for byte in &mut datagram[SIGNED_LEN..TRIGGER_HEADER_LEN] {
+                *byte = !*byte;
+            }
+        }
+    }
+
+    fn keep_pace(&self, sent: u64, started: Instant) {
+        let Some(rate) = self.rate_per_s else {
+            return;
+        };
+        let due = Duration::from_secs_f64(sent as f64 / f64::from(rate));
+        if let Some(early) = due.checked_sub(started.elapsed()) {
+            thread::sleep(early);
+        }
+    }
+}
+
+/// Sends each of `datagrams`, in as many calls as it takes.
+fn send_all(
+    socket: &UdpSocket,
+    headers: &mut MultiHeaders<()>,
+    datagrams: &[[IoSlice<'_>; 1]],
+) -> io::Result<()> {
+    let mut rest = datagrams;
+    while !rest.is_empty() {
+        match sendmmsg(
+            socket.as_raw_fd(),
+            headers,
+            rest,
+            [None; BATCH],
+            [],
+            MsgFlags::empty(),
+        ) {
+            Ok(results) => rest = &rest[results.count()..],
+            // A full queue, or an ICMP error that an earlier datagram earned.
+            Err(Errno::EINTR | Errno::ENOBUFS | Errno::EAGAIN | Errno::ECONNREFUSED) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

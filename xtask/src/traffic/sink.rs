@@ -1,0 +1,318 @@
+use super::{BATCH, MAX_TRIGGER_LEN, Session};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, setsockopt, sockopt};
+use push_common::wire::{SessionId, TriggerHeader};
+use std::collections::HashMap;
+use std::io::{self, IoSliceMut};
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// What the kernel keeps for a sink that gets no CPU time for a while.
+const RECEIVE_BUFFER_BYTES: usize = 512 << 20;
+
+/// Room for one datagram; more than a trigger can have, so that a longer one is seen to be longer.
+const SLOT_BYTES: usize = 2048;
+const _: () = assert!(SLOT_BYTES > MAX_TRIGGER_LEN);
+
+/// How often a sink without traffic looks whether it is still wanted.
+const IDLE: Duration = Duration::from_millis(20);
+
+/// What has arrived at a sink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Triggers that are byte for byte what the generator makes of their session and sequence
+    /// number, each counted once.
+    pub delivered: u64,
+    /// Such triggers once more.
+    pub duplicates: u64,
+    /// Triggers of a known session that are not as the generator makes them.
+    pub corrupt: u64,
+    /// Anything else.
+    pub foreign: u64,
+}
+
+/// A thread that receives triggers on a device's socket, and judges each.
+#[derive(Debug)]
+pub struct Sink {
+    stop: Arc<AtomicBool>,
+    received: Arc<Mutex<Received>>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Sink {
+    /// Receives on `socket` what is for `sessions`.
+    ///
+    /// # Errors
+    ///
+    /// When the socket can't be set up: the large receive buffer needs `CAP_NET_ADMIN`.
+    pub fn start(socket: UdpSocket, sessions: &[Session]) -> io::Result<Self> {
+        setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)?;
+        socket.set_read_timeout(Some(IDLE))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let received = Arc::new(Mutex::new(Received::default()));
+        let judge = Judge {
+            sessions: sessions
+                .iter()
+                .map(|&session| (session.id, (session, Seen::default())))
+                .collect(),
+            received: Received::default(),
+        };
+        let thread = thread::spawn({
+            let (stop, received) = (Arc::clone(&stop), Arc::clone(&received));
+            move || receive(&socket, judge, &stop, &received)
+        });
+        Ok(Self {
+            stop,
+            received,
+            thread,
+        })
+    }
+
+    /// What has arrived until now.
+    ///
+    /// # Panics
+    ///
+    /// If the thread did.
+    #[must_use]
+    pub fn received(&self) -> Received {
+        *self.received.lock().expect("the sink doesn't panic")
+    }
+
+    /// Waits until `triggers` different ones have been delivered; whether they were within `limit`.
+    ///
+    /// # Panics
+    ///
+    /// If the thread did.
+    #[must_use]
+    pub fn wait_for(&self, triggers: u64, limit: Duration) -> bool {
+        let started = Instant::now();
+        while self.received().delivered < triggers {
+            if started.elapsed() > limit {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+
+    /// Takes what is still in the socket, and gives the count.
+    ///
+    /// # Errors
+    ///
+    /// When receiving failed.
+    ///
+    /// # Panics
+    ///
+    /// If the thread did.
+    pub fn finish(self) -> io::Result<Received> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the sink doesn't panic")?;
+        Ok(*self.received.lock().expect("the sink doesn't panic"))
+    }
+}
+
+fn receive(
+    socket: &UdpSocket,
+    mut judge: Judge,
+    stop: &AtomicBool,
+    received: &Mutex<Received>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; SLOT_BYTES * BATCH];
+    let mut headers = MultiHeaders::<()>::preallocate(BATCH, None);
+    let mut lengths = Vec::with_capacity(BATCH);
+    loop {
+        // Read before the socket is, so that what was sent before the stop is taken after it.
+        let last_round = stop.load(Ordering::Relaxed);
+        let mut slices: Vec<_> = buffer
+            .chunks_exact_mut(SLOT_BYTES)
+            .map(|slot| [IoSliceMut::new(slot)])
+            .collect();
+        lengths.clear();
+        match recvmmsg(
+            socket.as_raw_fd(),
+            &mut headers,
+            &mut slices,
+            MsgFlags::MSG_WAITFORONE,
+            None,
+        ) {
+            Ok(results) => lengths.extend(results.map(|message| message.bytes)),
+            Err(Errno::EAGAIN) if last_round => return Ok(()),
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for (slot, &length) in buffer.chunks_exact(SLOT_BYTES).zip(&lengths) {
+            judge.take(&slot[..length]);
+        }
+        *received.lock().expect("nobody panics while reading it") = judge.received;
+    }
+}
+
+struct Judge {
+    sessions: HashMap<SessionId, (Session, Seen)>,
+    received: Received,
+}
+
+impl Judge {
+    fn take(&mut self, datagram: &[u8]) {
+        let known = TriggerHeader::parse(datagram).ok().and_then(|(header, _)| {
+            let session = self
+                .sessions
+                .get_mut(&SessionId::from_u64(header.session_id.get()))?;
+            Some((header.sequence.get(), session))
+        });
+        let Some((sequence, (session, seen))) = known else {
+            self.received.foreign += 1;
+            return;
+        };
+        let mut expected = [0; MAX_TRIGGER_LEN];
+        let expected = &mut expected[..datagram.len()];
+        session.trigger(sequence, expected);
+        if datagram != expected {
+            self.received.corrupt += 1;
+        } else if seen.insert(sequence) {
+            self.received.delivered += 1;
+        } else {
+            self.received.duplicates += 1;
+        }
+    }
+}
+
+/// The sequence numbers that were there: ranges of 64, as bitmaps.
+#[derive(Default)]
+struct Seen(HashMap<u64, u64>);
+
+impl Seen {
+    /// Whether `sequence` is new.
+    fn insert(&mut self, sequence: u64) -> bool {
+        let word = self.0.entry(sequence / 64).or_default();
+        let bit = 1 << (sequence % 64);
+        let new = *word & bit == 0;
+        *word |= bit;
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Load;
+    use super::*;
+    use push_common::tag::TagKey;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    fn session(slot: u32) -> Session {
+        Session {
+            id: SessionId::new(slot, 7),
+            key: TagKey::from_bytes([slot as u8; 16]),
+            token_generation: 1,
+        }
+    }
+
+    fn pair() -> (UdpSocket, UdpSocket) {
+        let device = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        server.connect(device.local_addr().unwrap()).unwrap();
+        (server, device)
+    }
+
+    fn judge(datagrams: &[&[u8]]) -> Received {
+        let mut judge = Judge {
+            sessions: [(session(1).id, (session(1), Seen::default()))].into(),
+            received: Received::default(),
+        };
+        datagrams.iter().for_each(|datagram| judge.take(datagram));
+        judge.received
+    }
+
+    #[test]
+    fn what_is_sent_is_delivered_once() {
+        let (server, device) = pair();
+        let sessions = [session(1), session(2), session(3)];
+        let sink = Sink::start(device, &sessions).unwrap();
+        let load = Load {
+            sessions: &sessions,
+            first_sequence: 5,
+            triggers: 1000,
+            payload_bytes: 13,
+            rate_per_s: None,
+            forged: false,
+        };
+        let sent = load.send(&server, &AtomicBool::new(false)).unwrap();
+        assert_eq!(sent.triggers, 1000);
+        assert!(sink.wait_for(1000, LIMIT));
+        assert_eq!(
+            sink.finish().unwrap(),
+            Received {
+                delivered: 1000,
+                ..Received::default()
+            }
+        );
+    }
+
+    #[test]
+    fn forged_triggers_are_not_taken_for_good_ones() {
+        let (server, device) = pair();
+        let sessions = [session(1)];
+        let load = Load {
+            sessions: &sessions,
+            first_sequence: 0,
+            triggers: 100,
+            payload_bytes: 0,
+            rate_per_s: None,
+            forged: true,
+        };
+        load.send(&server, &AtomicBool::new(false)).unwrap();
+        let sink = Sink::start(device, &sessions).unwrap();
+        assert_eq!(
+            sink.finish().unwrap(),
+            Received {
+                corrupt: 100,
+                ..Received::default()
+            }
+        );
+    }
+
+    #[test]
+    fn each_kind_of_arrival_is_told_apart() {
+        let mut good = [0; 60];
+        session(1).trigger(9, &mut good);
+        let mut damaged = good;
+        damaged[59] ^= 1;
+        let mut unknown = [0; 60];
+        session(2).trigger(9, &mut unknown);
+        let received = judge(&[&good, &damaged, &good, &unknown, b"hello"]);
+        assert_eq!(
+            received,
+            Received {
+                delivered: 1,
+                duplicates: 1,
+                corrupt: 1,
+                foreign: 2
+            }
+        );
+    }
+
+    #[test]
+    fn a_rate_is_kept() {
+        let (server, _device) = pair();
+        let sessions = [session(1)];
+        let load = Load {
+            sessions: &sessions,
+            first_sequence: 0,
+            triggers: 640,
+            payload_bytes: 0,
+            rate_per_s: Some(6400),
+            forged: false,
+        };
+        let sent = load.send(&server, &AtomicBool::new(false)).unwrap();
+        assert!(
+            sent.elapsed >= Duration::from_millis(100),
+            "{:?}",
+            sent.elapsed
+        );
+    }
+}
