@@ -7,7 +7,9 @@ use std::{env, fs};
 
 fn main() -> Result<()> {
     let manifest_dir = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
-    let workspace = manifest_dir.parent().context("push-ctl is in a workspace")?;
+    let workspace = manifest_dir
+        .parent()
+        .context("push-ctl is in a workspace")?;
     let tools = workspace.join("target/tools");
     let toolchain_file = tools.join("toolchain");
     for input in ["push-common", "Cargo.toml", "Cargo.lock"] {
@@ -19,7 +21,9 @@ fn main() -> Result<()> {
         bail!("nothing is set up to build the XDP program; run: cargo xtask setup");
     };
     let path = env::join_paths(
-        [tools.join("bin")].into_iter().chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())),
+        [tools.join("bin")]
+            .into_iter()
+            .chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())),
     )?;
     // SAFETY: nothing else runs in a build script before the first thread is started.
     #[expect(unsafe_code, reason = "aya-build takes them from the environment")]
@@ -30,12 +34,18 @@ fn main() -> Result<()> {
         // What the nested build says comes out as warnings of this one; let it say no more than that.
         env::set_var("CARGO_TERM_QUIET", "true");
     }
-    let features: &[&str] = if env::var_os("CARGO_FEATURE_LOG").is_some() { &["log"] } else { &[] };
+    let features: &[&str] = if env::var_os("CARGO_FEATURE_LOG").is_some() {
+        &["log"]
+    } else {
+        &[]
+    };
     let root_dir = workspace.join("push-ebpf");
     aya_build::build_ebpf(
         [Package {
             name: "push-ebpf",
-            root_dir: root_dir.to_str().context("the path of the workspace is not UTF-8")?,
+            root_dir: root_dir
+                .to_str()
+                .context("the path of the workspace is not UTF-8")?,
             no_default_features: false,
             features,
         }],

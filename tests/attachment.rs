@@ -19,13 +19,17 @@ fn session(slot: u32) -> SessionImage {
 }
 
 fn nics(dataplane: &Dataplane) -> Vec<NicStatus> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(dataplane.nics()).unwrap()
 }
 
 /// The identifier of the XDP program on a NIC, and its mode, as `ip` tells.
 fn seen_by_ip(nic: &str) -> Option<(u32, u64)> {
-    let json: serde_json::Value = serde_json::from_str(&sh(&format!("ip -j -d link show {nic}"))).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&sh(&format!("ip -j -d link show {nic}"))).unwrap();
     let xdp = json[0].get("xdp")?;
     Some((xdp["prog"]["id"].as_u64()? as u32, xdp["mode"].as_u64()?))
 }
@@ -36,10 +40,16 @@ fn the_program_is_attached_in_native_mode_by_a_link_and_every_tool_sees_it() {
     Gateway::run(|gateway| {
         let pin_dir = gateway.settings.pin_dir.display();
         for nic in nics(&gateway.dataplane) {
-            assert_eq!((nic.mode, nic.adopted, nic.takes_triggers), ("native", false, nic.name == EXT));
+            assert_eq!(
+                (nic.mode, nic.adopted, nic.takes_triggers),
+                ("native", false, nic.name == EXT)
+            );
             assert_eq!(seen_by_ip(&nic.name), Some((nic.program_id, NATIVE)));
-            let link: serde_json::Value =
-                serde_json::from_str(&sh(&format!("bpftool -j link show pinned {pin_dir}/link_{}", nic.name))).unwrap();
+            let link: serde_json::Value = serde_json::from_str(&sh(&format!(
+                "bpftool -j link show pinned {pin_dir}/link_{}",
+                nic.name
+            )))
+            .unwrap();
             assert_eq!(link["id"], nic.link_id);
             assert_eq!(link["prog_id"], nic.program_id);
             assert!(sh(&format!("bpftool prog show id {}", nic.program_id)).contains("name push "));
@@ -50,25 +60,43 @@ fn the_program_is_attached_in_native_mode_by_a_link_and_every_tool_sees_it() {
 #[test]
 fn the_next_process_adopts_links_sessions_and_counters() {
     Gateway::run(|gateway| {
-        let Gateway { mut dataplane, settings, _state } = gateway;
+        let Gateway {
+            mut dataplane,
+            settings,
+            _state,
+        } = gateway;
         for slot in [0, SLOTS - 1] {
             dataplane.install(&session(slot)).unwrap();
         }
         dataplane.test_run(EXT, &[0; 60]).unwrap();
         let before = nics(&dataplane);
         drop(dataplane);
-        assert_eq!(seen_by_ip(EXT).unwrap().0, before[0].program_id, "detached with its process");
+        assert_eq!(
+            seen_by_ip(EXT).unwrap().0,
+            before[0].program_id,
+            "detached with its process"
+        );
 
         let dataplane = open(&settings).unwrap();
         let after = nics(&dataplane);
         for (before, after) in before.iter().zip(&after) {
             assert!(after.adopted);
             assert_eq!(after.link_id, before.link_id);
-            assert_ne!(after.program_id, before.program_id, "the program was not replaced");
+            assert_ne!(
+                after.program_id, before.program_id,
+                "the program was not replaced"
+            );
             assert_eq!(after.mode, "native");
         }
-        assert_eq!(dataplane.installed(), [session(0).id, session(SLOTS - 1).id]);
-        let packets: u64 = dataplane.verdicts().unwrap()[0].by_verdict.iter().map(|count| count.1).sum();
+        assert_eq!(
+            dataplane.installed(),
+            [session(0).id, session(SLOTS - 1).id]
+        );
+        let packets: u64 = dataplane.verdicts().unwrap()[0]
+            .by_verdict
+            .iter()
+            .map(|count| count.1)
+            .sum();
         assert_eq!(packets, 1);
     });
 }
@@ -76,14 +104,25 @@ fn the_next_process_adopts_links_sessions_and_counters() {
 #[test]
 fn a_nic_that_came_back_under_its_name_is_attached_anew() {
     Gateway::run(|gateway| {
-        let Gateway { mut dataplane, settings, _state } = gateway;
+        let Gateway {
+            mut dataplane,
+            settings,
+            _state,
+        } = gateway;
         dataplane.install(&session(3)).unwrap();
         drop(dataplane);
-        sh("ip link del int; ip link add int type veth peer name int-peer; ip link set int up; ip link set int-peer up");
+        sh(
+            "ip link del int; ip link add int type veth peer name int-peer; ip link set int up; ip link set int-peer up",
+        );
         assert_eq!(seen_by_ip(INT), None);
         let dataplane = open(&settings).unwrap();
         let nics = nics(&dataplane);
-        assert_eq!(nics.iter().map(|nic| (nic.mode, nic.adopted)).collect::<Vec<_>>(), [("native", true), ("native", false)]);
+        assert_eq!(
+            nics.iter()
+                .map(|nic| (nic.mode, nic.adopted))
+                .collect::<Vec<_>>(),
+            [("native", true), ("native", false)]
+        );
         assert_eq!(seen_by_ip(INT).unwrap().0, nics[1].program_id);
         assert_eq!(dataplane.installed(), [session(3).id]);
     });
@@ -92,7 +131,11 @@ fn a_nic_that_came_back_under_its_name_is_attached_anew() {
 #[test]
 fn a_nic_that_left_the_configuration_is_detached_and_the_others_keep_their_counters() {
     Gateway::run(|gateway| {
-        let Gateway { mut dataplane, mut settings, _state } = gateway;
+        let Gateway {
+            mut dataplane,
+            mut settings,
+            _state,
+        } = gateway;
         dataplane.test_run(INT, &[0; 60]).unwrap();
         drop(dataplane);
         settings.nics.remove(0);
@@ -100,7 +143,10 @@ fn a_nic_that_left_the_configuration_is_detached_and_the_others_keep_their_count
         assert_eq!(seen_by_ip(EXT), None);
         let counters = &dataplane.verdicts().unwrap()[0];
         assert_eq!(counters.name, INT);
-        assert_eq!(counters.by_verdict.iter().map(|count| count.1).sum::<u64>(), 1);
+        assert_eq!(
+            counters.by_verdict.iter().map(|count| count.1).sum::<u64>(),
+            1
+        );
     });
 }
 
@@ -121,18 +167,33 @@ fn another_program_on_the_nic_is_left_alone_and_named() {
 fn generic_mode_is_taken_only_if_allowed_and_never_in_silence() {
     Gateway::run(|mut gateway| {
         // The loopback driver has no native XDP.
-        let slow = Nic { name: "lo".into(), ipv4: Some("192.0.2.1".parse().unwrap()), ipv6: None };
+        let slow = Nic {
+            name: "lo".into(),
+            ipv4: Some("192.0.2.1".parse().unwrap()),
+            ipv6: None,
+        };
         gateway.settings.nics.push(slow);
         let error = open(&gateway.settings).err().unwrap();
-        assert!(format!("{error:#}").contains("cannot attach to lo in native mode"), "{error:#}");
-        assert!(format!("{error:#}").contains("data_plane.allow_generic = true"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("cannot attach to lo in native mode"),
+            "{error:#}"
+        );
+        assert!(
+            format!("{error:#}").contains("data_plane.allow_generic = true"),
+            "{error:#}"
+        );
         assert_eq!(seen_by_ip("lo"), None);
 
         gateway.settings.allow_generic = true;
         let dataplane = open(&gateway.settings).unwrap();
         assert_eq!(nics(&dataplane)[2].mode, "generic");
         let warnings = dataplane.warnings();
-        assert!(warnings.iter().any(|warning| warning.contains("lo is in generic mode")), "{warnings:?}");
+        assert!(
+            warnings
+                .iter()
+                .any(|warning| warning.contains("lo is in generic mode")),
+            "{warnings:?}"
+        );
     });
 }
 
@@ -142,14 +203,21 @@ fn a_nic_that_is_not_there_is_named() {
         gateway.settings.nics[1].name = "nonesuch".into();
         let error = open(&gateway.settings).err().unwrap().to_string();
         assert!(error.contains("there is no NIC nonesuch"), "{error}");
-        assert!(seen_by_ip(EXT).is_some() && seen_by_ip(INT).is_some(), "what was attached has been detached");
+        assert!(
+            seen_by_ip(EXT).is_some() && seen_by_ip(INT).is_some(),
+            "what was attached has been detached"
+        );
     });
 }
 
 #[test]
 fn pinned_maps_that_do_not_fit_are_refused_and_stay() {
     Gateway::run(|gateway| {
-        let Gateway { mut dataplane, settings, _state } = gateway;
+        let Gateway {
+            mut dataplane,
+            settings,
+            _state,
+        } = gateway;
         dataplane.install(&session(1)).unwrap();
         drop(dataplane);
         let program = seen_by_ip(EXT);
@@ -157,18 +225,34 @@ fn pinned_maps_that_do_not_fit_are_refused_and_stay() {
         let mut larger = settings.clone();
         larger.session_slots *= 2;
         let error = open(&larger).err().unwrap().to_string();
-        assert!(error.contains("has 64 slots, sessions.slots is 128; set it to 64"), "{error}");
+        assert!(
+            error.contains("has 64 slots, sessions.slots is 128; set it to 64"),
+            "{error}"
+        );
 
         let meta = settings.pin_dir.join("push_meta");
         let meta = meta.display();
         let record = sh(&format!("bpftool -j map dump pinned {meta}"));
         let record: serde_json::Value = serde_json::from_str(&record).unwrap();
-        let mut bytes: Vec<&str> = record[0]["value"].as_array().unwrap().iter().map(|byte| byte.as_str().unwrap()).collect();
+        let mut bytes: Vec<&str> = record[0]["value"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|byte| byte.as_str().unwrap())
+            .collect();
         let layout = std::mem::replace(&mut bytes[0], "99");
-        let write = |bytes: &[&str]| sh(&format!("bpftool map update pinned {meta} key 0 0 0 0 value {}", bytes.join(" ")));
+        let write = |bytes: &[&str]| {
+            sh(&format!(
+                "bpftool map update pinned {meta} key 0 0 0 0 value {}",
+                bytes.join(" ")
+            ))
+        };
         write(&bytes);
         let error = open(&settings).err().unwrap().to_string();
-        assert!(error.contains("have layout 99, this program needs layout 1"), "{error}");
+        assert!(
+            error.contains("have layout 99, this program needs layout 1"),
+            "{error}"
+        );
         assert_eq!(seen_by_ip(EXT), program);
 
         bytes[0] = layout;
@@ -180,7 +264,11 @@ fn pinned_maps_that_do_not_fit_are_refused_and_stay() {
 #[test]
 fn maps_that_were_never_finished_are_made_anew() {
     Gateway::run(|gateway| {
-        let Gateway { dataplane, settings, _state } = gateway;
+        let Gateway {
+            dataplane,
+            settings,
+            _state,
+        } = gateway;
         drop(dataplane);
         let pin_dir = settings.pin_dir.display();
         // As after a crash between making the maps and attaching: no link, and a layout of 0.
@@ -188,23 +276,36 @@ fn maps_that_were_never_finished_are_made_anew() {
         let meta = sh(&format!("bpftool -j map dump pinned {pin_dir}/push_meta"));
         let meta: serde_json::Value = serde_json::from_str(&meta).unwrap();
         let zeros = vec!["0"; meta[0]["value"].as_array().unwrap().len()].join(" ");
-        sh(&format!("bpftool map update pinned {pin_dir}/push_meta key 0 0 0 0 value {zeros}"));
+        sh(&format!(
+            "bpftool map update pinned {pin_dir}/push_meta key 0 0 0 0 value {zeros}"
+        ));
         let dataplane = open(&settings).unwrap();
-        assert!(nics(&dataplane).iter().all(|nic| nic.mode == "native" && !nic.adopted));
+        assert!(
+            nics(&dataplane)
+                .iter()
+                .all(|nic| nic.mode == "native" && !nic.adopted)
+        );
     });
 }
 
 #[test]
 fn a_source_that_left_the_configuration_still_serves_the_sessions_that_use_it() {
     Gateway::run(|gateway| {
-        let Gateway { mut dataplane, mut settings, _state } = gateway;
+        let Gateway {
+            mut dataplane,
+            mut settings,
+            _state,
+        } = gateway;
         dataplane.install(&session(1)).unwrap();
         drop(dataplane);
         settings.sources = vec!["10.64.0.1:5699".parse().unwrap()];
         let mut dataplane = open(&settings).unwrap();
         assert_eq!(dataplane.installed(), [session(1).id]);
         dataplane.install(&session(1)).unwrap();
-        let other = SessionImage { source: "10.64.0.9:1".parse().unwrap(), ..session(2) };
+        let other = SessionImage {
+            source: "10.64.0.9:1".parse().unwrap(),
+            ..session(2)
+        };
         let error = dataplane.install(&other).unwrap_err().to_string();
         assert!(error.contains("no longer in internal.listen"), "{error}");
     });
@@ -213,7 +314,11 @@ fn a_source_that_left_the_configuration_still_serves_the_sessions_that_use_it() 
 #[test]
 fn a_slot_beyond_the_table_is_refused() {
     Gateway::run(|mut gateway| {
-        let error = gateway.dataplane.install(&session(SLOTS)).unwrap_err().to_string();
+        let error = gateway
+            .dataplane
+            .install(&session(SLOTS))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("raise sessions.slots"), "{error}");
         gateway.dataplane.remove(session(SLOTS).id);
         assert_eq!(gateway.dataplane.session_counters(session(SLOTS).id), None);
@@ -227,9 +332,20 @@ fn tools_that_are_not_ours_load_the_same_object() {
         let file = folder.path().join("push.o");
         std::fs::write(&file, object()).unwrap();
         let pins = gateway.settings.pin_dir.display();
-        sh(&format!("bpftool prog load {} {pins}/loaded_by_bpftool", file.display()));
-        assert!(sh(&format!("bpftool prog show pinned {pins}/loaded_by_bpftool")).contains("name push "));
-        sh(&format!("ip link add third type veth peer name third-peer; xdp-loader load -m native third {}", file.display()));
+        sh(&format!(
+            "bpftool prog load {} {pins}/loaded_by_bpftool",
+            file.display()
+        ));
+        assert!(
+            sh(&format!(
+                "bpftool prog show pinned {pins}/loaded_by_bpftool"
+            ))
+            .contains("name push ")
+        );
+        sh(&format!(
+            "ip link add third type veth peer name third-peer; xdp-loader load -m native third {}",
+            file.display()
+        ));
         assert!(seen_by_ip("third").is_some());
     });
 }

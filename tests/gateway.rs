@@ -15,26 +15,25 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
-pub const EXT: &str = "ext";
-pub const INT: &str = "int";
-pub const SLOTS: u32 = 64;
-pub const TRIGGER_PORT: u16 = 5050;
+pub(crate) const EXT: &str = "ext";
+pub(crate) const INT: &str = "int";
+pub(crate) const SLOTS: u32 = 64;
+pub(crate) const TRIGGER_PORT: u16 = 5050;
 /// The gateway's MAC addresses; each device's is that of its NIC with another last byte.
-pub const EXT_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
-pub const INT_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
-pub const DEVICE_MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
-pub const ONE_ARMED_MAC: [u8; 6] = [2, 0, 0, 0, 1, 7];
+pub(crate) const EXT_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+pub(crate) const INT_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
+pub(crate) const DEVICE_MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
+pub(crate) const ONE_ARMED_MAC: [u8; 6] = [2, 0, 0, 0, 1, 7];
 
-pub struct Gateway {
-    pub dataplane: Dataplane,
-    pub settings: Settings,
-    pub _state: tempfile::TempDir,
+pub(crate) struct Gateway {
+    pub(crate) dataplane: Dataplane,
+    pub(crate) settings: Settings,
+    pub(crate) _state: tempfile::TempDir,
 }
-
 
 impl Gateway {
     /// Runs `test` in a namespace of its own, on a thread of its own, as namespaces belong to threads.
-    pub fn run(test: impl FnOnce(Self) + Send + 'static) {
+    pub(crate) fn run(test: impl FnOnce(Self) + Send + 'static) {
         let outcome = std::thread::spawn(|| test(Self::new())).join();
         if let Err(panic) = outcome {
             std::panic::resume_unwind(panic);
@@ -46,31 +45,54 @@ impl Gateway {
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).unwrap();
         let state = tempfile::tempdir().unwrap();
-        mount(Some("bpf"), state.path(), Some("bpf"), MsFlags::empty(), none).unwrap();
+        mount(
+            Some("bpf"),
+            state.path(),
+            Some("bpf"),
+            MsFlags::empty(),
+            none,
+        )
+        .unwrap();
 
         sh("ip link set lo up");
         for (nic, mac) in [(EXT, "02:00:00:00:01:01"), (INT, "02:00:00:00:02:01")] {
-            sh(&format!("ip link add {nic} address {mac} type veth peer name {nic}-peer"));
+            sh(&format!(
+                "ip link add {nic} address {mac} type veth peer name {nic}-peer"
+            ));
             // Whoever is behind it keeps quiet, so that only what a test sends is counted.
-            sh(&format!("sysctl -qw net.ipv6.conf.{nic}-peer.disable_ipv6=1; ip link set {nic}-peer arp off up"));
+            sh(&format!(
+                "sysctl -qw net.ipv6.conf.{nic}-peer.disable_ipv6=1; ip link set {nic}-peer arp off up"
+            ));
             sh(&format!("ip link set {nic} up"));
         }
-        sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.ext.accept_local=1");
+        sh(
+            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.ext.accept_local=1",
+        );
         sh("ip addr add 198.51.100.1/24 dev ext; ip addr add 10.64.0.1/16 dev int");
         sh("ip addr add 2001:db8:51::1/64 dev ext nodad; ip addr add fd00:64::1/64 dev int nodad");
-        sh("for device in 10.64.0.2 fd00:64::2; do ip neigh add $device lladdr 02:00:00:00:02:02 dev int; done");
-        sh("for device in 198.51.100.7 2001:db8:51::7; do ip neigh add $device lladdr 02:00:00:00:01:07 dev ext; done");
-        sh("ip route add 10.65.0.0/16 via 10.64.0.2 mtu lock 600; ip -6 route add fd00:65::/64 via fd00:64::2 mtu lock 1280");
+        sh(
+            "for device in 10.64.0.2 fd00:64::2; do ip neigh add $device lladdr 02:00:00:00:02:02 dev int; done",
+        );
+        sh(
+            "for device in 198.51.100.7 2001:db8:51::7; do ip neigh add $device lladdr 02:00:00:00:01:07 dev ext; done",
+        );
+        sh(
+            "ip route add 10.65.0.0/16 via 10.64.0.2 mtu lock 600; ip -6 route add fd00:65::/64 via fd00:64::2 mtu lock 1280",
+        );
         sh("ip route add blackhole 10.66.0.0/16; ip -6 route add prohibit fd00:66::/64");
 
         let settings = settings(state.path().join("push"));
         let dataplane = open(&settings).unwrap();
-        Self { dataplane, settings, _state: state }
+        Self {
+            dataplane,
+            settings,
+            _state: state,
+        }
     }
 
     /// Gives `frame` to the program on `nic`; returns the verdict and the frame afterwards. Exactly
     /// one counter has to move, by one packet of this length.
-    pub fn send(&mut self, nic: &str, frame: &[u8]) -> (Verdict, Vec<u8>) {
+    pub(crate) fn send(&mut self, nic: &str, frame: &[u8]) -> (Verdict, Vec<u8>) {
         let before = self.counters();
         let (action, out) = self.dataplane.test_run(nic, frame).unwrap();
         let after = self.counters();
@@ -94,7 +116,7 @@ impl Gateway {
     }
 
     /// Packets of all NICs and verdicts.
-    pub fn received(&self) -> u64 {
+    pub(crate) fn received(&self) -> u64 {
         self.counters().values().map(|(packets, _)| packets).sum()
     }
 
@@ -102,13 +124,16 @@ impl Gateway {
     fn counters(&self) -> BTreeMap<(usize, usize), (u64, u64)> {
         let nics = self.dataplane.verdicts().unwrap();
         let each = nics.iter().enumerate().flat_map(|(nic, counters)| {
-            counters.by_verdict.iter().map(move |&(verdict, packets, bytes)| ((nic, verdict as usize), (packets, bytes)))
+            counters
+                .by_verdict
+                .iter()
+                .map(move |&(verdict, packets, bytes)| ((nic, verdict as usize), (packets, bytes)))
         });
         each.collect()
     }
 }
 
-pub fn settings(pin_dir: PathBuf) -> Settings {
+pub(crate) fn settings(pin_dir: PathBuf) -> Settings {
     Settings {
         pin_dir,
         session_slots: SLOTS,
@@ -118,26 +143,43 @@ pub fn settings(pin_dir: PathBuf) -> Settings {
         allow_generic: false,
         require_perfmon: true,
         nics: vec![
-            Nic { name: EXT.into(), ipv4: Some("198.51.100.1".parse().unwrap()), ipv6: Some("2001:db8:51::1".parse().unwrap()) },
-            Nic { name: INT.into(), ipv4: None, ipv6: None },
+            Nic {
+                name: EXT.into(),
+                ipv4: Some("198.51.100.1".parse().unwrap()),
+                ipv6: Some("2001:db8:51::1".parse().unwrap()),
+            },
+            Nic {
+                name: INT.into(),
+                ipv4: None,
+                ipv6: None,
+            },
         ],
     }
 }
 
 /// What devices of each family register with.
-pub fn sources() -> [SocketAddr; 2] {
-    ["10.64.0.1:5683".parse().unwrap(), "[fd00:64::1]:5683".parse().unwrap()]
+pub(crate) fn sources() -> [SocketAddr; 2] {
+    [
+        "10.64.0.1:5683".parse().unwrap(),
+        "[fd00:64::1]:5683".parse().unwrap(),
+    ]
 }
 
-pub fn open(settings: &Settings) -> anyhow::Result<Dataplane> {
+pub(crate) fn open(settings: &Settings) -> anyhow::Result<Dataplane> {
     // One thread: others are not in the namespace.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(Dataplane::open(settings.clone()))
 }
 
 /// Runs a line of shell in the namespace of this thread.
-pub fn sh(line: &str) -> String {
+pub(crate) fn sh(line: &str) -> String {
     let output = Command::new("sh").args(["-ec", line]).output().unwrap();
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }

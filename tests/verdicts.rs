@@ -2,7 +2,10 @@
 //!
 //! Each row checks verdict, frame, and all counters: one moves, no other does.
 
-use crate::gateway::{DEVICE_MAC, EXT, EXT_MAC, Gateway, INT, INT_MAC, ONE_ARMED_MAC, SLOTS, TRIGGER_PORT, sh, sources};
+use crate::gateway::{
+    DEVICE_MAC, EXT, EXT_MAC, Gateway, INT, INT_MAC, ONE_ARMED_MAC, SLOTS, TRIGGER_PORT, sh,
+    sources,
+};
 use etherparse::{PacketBuilder, SlicedPacket};
 use push_common::replay::{PERMITTED_LAG, SEQUENCE_BITS};
 use push_common::tag::TagKey;
@@ -35,7 +38,11 @@ struct Datagram {
 impl Datagram {
     /// From an application server to the gateway.
     fn to_gateway(v6: bool, payload: Vec<u8>) -> Self {
-        let (server, gateway) = if v6 { ("2001:db8:51::10", "2001:db8:51::1") } else { ("198.51.100.10", "198.51.100.1") };
+        let (server, gateway) = if v6 {
+            ("2001:db8:51::10", "2001:db8:51::1")
+        } else {
+            ("198.51.100.10", "198.51.100.1")
+        };
         Self {
             macs: (SERVER_MAC, EXT_MAC),
             source: SocketAddr::new(server.parse().unwrap(), SERVER_PORT),
@@ -48,8 +55,12 @@ impl Datagram {
     fn frame(&self) -> Vec<u8> {
         let builder = PacketBuilder::ethernet2(self.macs.0, self.macs.1);
         let builder = match (self.source.ip(), self.destination.ip()) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), self.hop_limit),
-            (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), self.hop_limit),
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                builder.ipv4(from.octets(), to.octets(), self.hop_limit)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                builder.ipv6(from.octets(), to.octets(), self.hop_limit)
+            }
             mixed => panic!("{mixed:?}"),
         };
         let builder = builder.udp(self.source.port(), self.destination.port());
@@ -78,7 +89,10 @@ impl Session {
             previous_key: None,
             expires_in: Duration::from_secs(3600),
         };
-        Self { image, sequence: 1000 }
+        Self {
+            image,
+            sequence: 1000,
+        }
     }
 
     fn installed(self, gateway: &mut Gateway) -> Self {
@@ -98,7 +112,14 @@ impl Session {
 
     fn trigger_at(&self, sequence: u64, payload: &[u8]) -> Vec<u8> {
         let image = &self.image;
-        let header = TriggerHeader::sign(image.key, image.token_generation, image.id, sequence, payload).unwrap();
+        let header = TriggerHeader::sign(
+            image.key,
+            image.token_generation,
+            image.id,
+            sequence,
+            payload,
+        )
+        .unwrap();
         [header.as_bytes(), payload].concat()
     }
 
@@ -119,7 +140,10 @@ impl Session {
     }
 
     fn packets(&self, gateway: &Gateway) -> u64 {
-        gateway.dataplane.session_counters(self.image.id).map_or(0, |counters| counters.packets)
+        gateway
+            .dataplane
+            .session_counters(self.image.id)
+            .map_or(0, |counters| counters.packets)
     }
 }
 
@@ -142,8 +166,19 @@ fn each_refused_packet_gets_its_verdict_and_stays_as_it_was() {
                 assert_eq!(verdict, expected, "{device}: {name}");
                 assert_eq!(out, frame, "{device}: {name}: the frame was changed");
             }
-            assert_eq!(session.packets(&gateway), 0, "a refused packet was counted for the session");
-            assert!(gateway.dataplane.session_counters(session.image.id).unwrap().last_delivered_ago.is_none());
+            assert_eq!(
+                session.packets(&gateway),
+                0,
+                "a refused packet was counted for the session"
+            );
+            assert!(
+                gateway
+                    .dataplane
+                    .session_counters(session.image.id)
+                    .unwrap()
+                    .last_delivered_ago
+                    .is_none()
+            );
         }
     });
 }
@@ -153,32 +188,86 @@ fn what_is_not_ours(session: &mut Session) -> Vec<Row> {
     let ip_len = if v6 { IPV6 } else { IPV4 };
     let good = session.datagram(b"payload");
     let with = |at: usize, bytes: &[u8]| changed(&good.frame(), at, bytes);
-    let to = |address: &str| Datagram { destination: address.parse().unwrap(), ..good.clone() }.frame();
+    let to = |address: &str| {
+        Datagram {
+            destination: address.parse().unwrap(),
+            ..good.clone()
+        }
+        .frame()
+    };
     let mut rows = vec![
         ("ARP", with(12, &[0x08, 0x06]), Verdict::NotIp),
         ("802.1Q", with(12, &[0x81, 0x00]), Verdict::NotIp),
-        ("ethernet header only", good.frame()[..ETHERNET].to_vec(), Verdict::Truncated),
-        ("runt", good.frame()[..ETHERNET + 1].to_vec(), Verdict::Truncated),
-        ("another IP version", with(ETHERNET, &[0x55]), Verdict::UnusualIpHeader),
-        ("UDP header cut", good.frame()[..ETHERNET + ip_len + UDP - 1].to_vec(), Verdict::Truncated),
+        (
+            "ethernet header only",
+            good.frame()[..ETHERNET].to_vec(),
+            Verdict::Truncated,
+        ),
+        (
+            "runt",
+            good.frame()[..ETHERNET + 1].to_vec(),
+            Verdict::Truncated,
+        ),
+        (
+            "another IP version",
+            with(ETHERNET, &[0x55]),
+            Verdict::UnusualIpHeader,
+        ),
+        (
+            "UDP header cut",
+            good.frame()[..ETHERNET + ip_len + UDP - 1].to_vec(),
+            Verdict::Truncated,
+        ),
     ];
     if v6 {
         rows.extend([
-            ("other port", to("[2001:db8:51::1]:5051"), Verdict::NotTrigger),
-            ("other address", to("[2001:db8:51::2]:5050"), Verdict::NotTrigger),
+            (
+                "other port",
+                to("[2001:db8:51::1]:5051"),
+                Verdict::NotTrigger,
+            ),
+            (
+                "other address",
+                to("[2001:db8:51::2]:5050"),
+                Verdict::NotTrigger,
+            ),
             ("TCP", with(ETHERNET + 6, &[6]), Verdict::NotUdp),
-            ("hop-by-hop options", with(ETHERNET + 6, &[0]), Verdict::NotUdp),
-            ("fragment header", with(ETHERNET + 6, &[44]), Verdict::Fragment),
+            (
+                "hop-by-hop options",
+                with(ETHERNET + 6, &[0]),
+                Verdict::NotUdp,
+            ),
+            (
+                "fragment header",
+                with(ETHERNET + 6, &[44]),
+                Verdict::Fragment,
+            ),
         ]);
     } else {
         rows.extend([
             ("other port", to("198.51.100.1:5051"), Verdict::NotTrigger),
-            ("other address", to("198.51.100.2:5050"), Verdict::NotTrigger),
+            (
+                "other address",
+                to("198.51.100.2:5050"),
+                Verdict::NotTrigger,
+            ),
             ("TCP", with(ETHERNET + 9, &[6]), Verdict::NotUdp),
             ("options", with(ETHERNET, &[0x46]), Verdict::UnusualIpHeader),
-            ("header length below the minimum", with(ETHERNET, &[0x44]), Verdict::UnusualIpHeader),
-            ("first fragment", with(ETHERNET + 6, &[0x20, 0]), Verdict::Fragment),
-            ("last fragment", with(ETHERNET + 6, &[0, 1]), Verdict::Fragment),
+            (
+                "header length below the minimum",
+                with(ETHERNET, &[0x44]),
+                Verdict::UnusualIpHeader,
+            ),
+            (
+                "first fragment",
+                with(ETHERNET + 6, &[0x20, 0]),
+                Verdict::Fragment,
+            ),
+            (
+                "last fragment",
+                with(ETHERNET + 6, &[0, 1]),
+                Verdict::Fragment,
+            ),
         ]);
     }
     rows
@@ -194,67 +283,231 @@ fn what_is_malformed(session: &mut Session) -> Vec<Row> {
     let with = |at: usize, bytes: &[u8]| changed(&frame, at, bytes);
     let ip_claims = u16::from_be_bytes([frame[length_at], frame[length_at + 1]]);
     let udp_claims = u16::from_be_bytes([frame[udp_at + 4], frame[udp_at + 5]]);
-    let carrying = |payload: Vec<u8>| Datagram { payload, ..good.clone() }.frame();
+    let carrying = |payload: Vec<u8>| {
+        Datagram {
+            payload,
+            ..good.clone()
+        }
+        .frame()
+    };
     let mut rows = vec![
-        ("cut by a byte", frame[..frame.len() - 1].to_vec(), Verdict::IpLength),
-        ("cut after UDP", frame[..trigger_at].to_vec(), Verdict::IpLength),
-        ("IP length too large", with(length_at, &(ip_claims + 1).to_be_bytes()), Verdict::IpLength),
-        ("IP length huge", with(length_at, &[0xFF, 0xFF]), Verdict::IpLength),
-        ("IP length too small", with(length_at, &(ip_claims - 1).to_be_bytes()), Verdict::UdpLength),
-        ("IP length zero", with(length_at, &[0, 0]), Verdict::UdpLength),
-        ("UDP length too large", with(udp_at + 4, &(udp_claims + 1).to_be_bytes()), Verdict::UdpLength),
-        ("UDP length too small", with(udp_at + 4, &(udp_claims - 1).to_be_bytes()), Verdict::UdpLength),
-        ("UDP length below its header", with(udp_at + 4, &[0, 7]), Verdict::UdpLength),
-        ("UDP length zero", with(udp_at + 4, &[0, 0]), Verdict::UdpLength),
-        ("empty datagram", carrying(vec![]), Verdict::TriggerTruncated),
-        ("a byte short of a header", carrying(good.payload[..HEADER - 1].to_vec()), Verdict::TriggerTruncated),
+        (
+            "cut by a byte",
+            frame[..frame.len() - 1].to_vec(),
+            Verdict::IpLength,
+        ),
+        (
+            "cut after UDP",
+            frame[..trigger_at].to_vec(),
+            Verdict::IpLength,
+        ),
+        (
+            "IP length too large",
+            with(length_at, &(ip_claims + 1).to_be_bytes()),
+            Verdict::IpLength,
+        ),
+        (
+            "IP length huge",
+            with(length_at, &[0xFF, 0xFF]),
+            Verdict::IpLength,
+        ),
+        (
+            "IP length too small",
+            with(length_at, &(ip_claims - 1).to_be_bytes()),
+            Verdict::UdpLength,
+        ),
+        (
+            "IP length zero",
+            with(length_at, &[0, 0]),
+            Verdict::UdpLength,
+        ),
+        (
+            "UDP length too large",
+            with(udp_at + 4, &(udp_claims + 1).to_be_bytes()),
+            Verdict::UdpLength,
+        ),
+        (
+            "UDP length too small",
+            with(udp_at + 4, &(udp_claims - 1).to_be_bytes()),
+            Verdict::UdpLength,
+        ),
+        (
+            "UDP length below its header",
+            with(udp_at + 4, &[0, 7]),
+            Verdict::UdpLength,
+        ),
+        (
+            "UDP length zero",
+            with(udp_at + 4, &[0, 0]),
+            Verdict::UdpLength,
+        ),
+        (
+            "empty datagram",
+            carrying(vec![]),
+            Verdict::TriggerTruncated,
+        ),
+        (
+            "a byte short of a header",
+            carrying(good.payload[..HEADER - 1].to_vec()),
+            Verdict::TriggerTruncated,
+        ),
         ("bad magic", with(trigger_at, &[0xF4]), Verdict::BadMagic),
-        ("bad magic at the end", with(trigger_at + 2, &[0x52]), Verdict::BadMagic),
-        ("version 0", with(trigger_at + 3, &[0]), Verdict::UnknownVersion),
-        ("version 2", with(trigger_at + 3, &[2]), Verdict::UnknownVersion),
-        ("a flag", with(trigger_at + 4, &[0x80]), Verdict::UnknownFlags),
-        ("payload length too small", with(trigger_at + 6, &[0, 10]), Verdict::TriggerLength),
-        ("payload length too large", with(trigger_at + 6, &[0, 12]), Verdict::TriggerLength),
-        ("payload length huge", with(trigger_at + 6, &[0xFF, 0xFF]), Verdict::TriggerLength),
-        ("payload cut", carrying(good.payload[..HEADER + 5].to_vec()), Verdict::TriggerLength),
+        (
+            "bad magic at the end",
+            with(trigger_at + 2, &[0x52]),
+            Verdict::BadMagic,
+        ),
+        (
+            "version 0",
+            with(trigger_at + 3, &[0]),
+            Verdict::UnknownVersion,
+        ),
+        (
+            "version 2",
+            with(trigger_at + 3, &[2]),
+            Verdict::UnknownVersion,
+        ),
+        (
+            "a flag",
+            with(trigger_at + 4, &[0x80]),
+            Verdict::UnknownFlags,
+        ),
+        (
+            "payload length too small",
+            with(trigger_at + 6, &[0, 10]),
+            Verdict::TriggerLength,
+        ),
+        (
+            "payload length too large",
+            with(trigger_at + 6, &[0, 12]),
+            Verdict::TriggerLength,
+        ),
+        (
+            "payload length huge",
+            with(trigger_at + 6, &[0xFF, 0xFF]),
+            Verdict::TriggerLength,
+        ),
+        (
+            "payload cut",
+            carrying(good.payload[..HEADER + 5].to_vec()),
+            Verdict::TriggerLength,
+        ),
     ];
     let mut long = session.trigger(&[0; MAX_PAYLOAD_LEN]);
     long.push(0);
     long[6..8].copy_from_slice(&(MAX_PAYLOAD_LEN as u16 + 1).to_be_bytes());
-    rows.push(("payload of 1,201 bytes", carrying(long), Verdict::PayloadTooLong));
+    rows.push((
+        "payload of 1,201 bytes",
+        carrying(long),
+        Verdict::PayloadTooLong,
+    ));
     if v6 {
-        rows.push(("no UDP checksum", with(udp_at + 6, &[0, 0]), Verdict::NoUdpChecksum));
+        rows.push((
+            "no UDP checksum",
+            with(udp_at + 6, &[0, 0]),
+            Verdict::NoUdpChecksum,
+        ));
     }
     rows
 }
 
 fn what_is_not_authorised(session: &mut Session) -> Vec<Row> {
     let id = session.image.id;
-    let as_session = |id: SessionId| Session { image: SessionImage { id, ..session.image.clone() }, ..session.clone() };
-    let mut other_family = Session { image: SessionImage { device: DEVICES[0].parse().unwrap(), ..session.image.clone() }, ..session.clone() };
+    let as_session = |id: SessionId| Session {
+        image: SessionImage {
+            id,
+            ..session.image.clone()
+        },
+        ..session.clone()
+    };
+    let mut other_family = Session {
+        image: SessionImage {
+            device: DEVICES[0].parse().unwrap(),
+            ..session.image.clone()
+        },
+        ..session.clone()
+    };
     if !session.is_v6() {
         other_family.image.device = DEVICES[1].parse().unwrap();
     }
     let mut other_key = session.clone();
     other_key.image.key = TagKey::from_bytes([0xEE; 16]);
-    let with_token = |token_generation| Session { image: SessionImage { token_generation, ..session.image.clone() }, ..session.clone() };
-    let at = |sequence| Datagram::to_gateway(session.is_v6(), session.trigger_at(sequence, b"x")).frame();
+    let with_token = |token_generation| Session {
+        image: SessionImage {
+            token_generation,
+            ..session.image.clone()
+        },
+        ..session.clone()
+    };
+    let at = |sequence| {
+        Datagram::to_gateway(session.is_v6(), session.trigger_at(sequence, b"x")).frame()
+    };
     let mut last_hop = session.clone().datagram(b"x");
     last_hop.hop_limit = 1;
     let mut no_hop = last_hop.clone();
     no_hop.hop_limit = 0;
     vec![
-        ("another generation", as_session(SessionId::new(id.slot(), 99)).datagram(b"").frame(), Verdict::UnknownSession),
-        ("generation 0 of a free slot", as_session(SessionId::new(SLOTS - 1, 0)).datagram(b"").frame(), Verdict::UnknownSession),
-        ("a slot beyond the table", as_session(SessionId::new(SLOTS, 1)).datagram(b"").frame(), Verdict::UnknownSession),
-        ("the last slot there can be", as_session(SessionId::new(u32::MAX, 1)).datagram(b"").frame(), Verdict::UnknownSession),
-        ("the token before", with_token(6).datagram(b"").frame(), Verdict::UnknownTokenGeneration),
-        ("the token after", with_token(8).datagram(b"").frame(), Verdict::UnknownTokenGeneration),
-        ("the other family", other_family.datagram(b"").frame(), Verdict::FamilyMismatch),
-        ("a sequence of 2^39", at(1 << SEQUENCE_BITS), Verdict::SequenceOutOfRange),
-        ("the largest sequence", at(u64::MAX), Verdict::SequenceOutOfRange),
-        ("another key", other_key.datagram(b"").frame(), Verdict::BadTag),
-        ("another key, with payload", other_key.datagram(b"payload").frame(), Verdict::BadTag),
+        (
+            "another generation",
+            as_session(SessionId::new(id.slot(), 99))
+                .datagram(b"")
+                .frame(),
+            Verdict::UnknownSession,
+        ),
+        (
+            "generation 0 of a free slot",
+            as_session(SessionId::new(SLOTS - 1, 0))
+                .datagram(b"")
+                .frame(),
+            Verdict::UnknownSession,
+        ),
+        (
+            "a slot beyond the table",
+            as_session(SessionId::new(SLOTS, 1)).datagram(b"").frame(),
+            Verdict::UnknownSession,
+        ),
+        (
+            "the last slot there can be",
+            as_session(SessionId::new(u32::MAX, 1))
+                .datagram(b"")
+                .frame(),
+            Verdict::UnknownSession,
+        ),
+        (
+            "the token before",
+            with_token(6).datagram(b"").frame(),
+            Verdict::UnknownTokenGeneration,
+        ),
+        (
+            "the token after",
+            with_token(8).datagram(b"").frame(),
+            Verdict::UnknownTokenGeneration,
+        ),
+        (
+            "the other family",
+            other_family.datagram(b"").frame(),
+            Verdict::FamilyMismatch,
+        ),
+        (
+            "a sequence of 2^39",
+            at(1 << SEQUENCE_BITS),
+            Verdict::SequenceOutOfRange,
+        ),
+        (
+            "the largest sequence",
+            at(u64::MAX),
+            Verdict::SequenceOutOfRange,
+        ),
+        (
+            "another key",
+            other_key.datagram(b"").frame(),
+            Verdict::BadTag,
+        ),
+        (
+            "another key, with payload",
+            other_key.datagram(b"payload").frame(),
+            Verdict::BadTag,
+        ),
         ("hop limit 1", last_hop.frame(), Verdict::HopLimit),
         ("hop limit 0", no_hop.frame(), Verdict::HopLimit),
     ]
@@ -268,8 +521,16 @@ fn a_trigger_cut_at_any_byte_goes_nowhere() {
             let frame = session.datagram(b"some payload").frame();
             let headers = ETHERNET + UDP + if session.is_v6() { IPV6 } else { IPV4 };
             for length in ETHERNET..frame.len() {
-                let expected = if length < headers { Verdict::Truncated } else { Verdict::IpLength };
-                assert_eq!(gateway.send(EXT, &frame[..length]).0, expected, "{length} bytes to {device}");
+                let expected = if length < headers {
+                    Verdict::Truncated
+                } else {
+                    Verdict::IpLength
+                };
+                assert_eq!(
+                    gateway.send(EXT, &frame[..length]).0,
+                    expected,
+                    "{length} bytes to {device}"
+                );
             }
         }
     });
@@ -286,10 +547,17 @@ fn a_trigger_with_any_bit_flipped_goes_nowhere() {
                 let mut forged = frame.clone();
                 forged[bit / 8] ^= 1 << (bit % 8);
                 let (verdict, _) = gateway.send(EXT, &forged);
-                assert!(!verdict.is_delivery(), "bit {bit} of a trigger to {device}: {verdict:?}");
+                assert!(
+                    !verdict.is_delivery(),
+                    "bit {bit} of a trigger to {device}: {verdict:?}"
+                );
             }
             assert_eq!(session.packets(&gateway), 0);
-            assert_eq!(gateway.send(EXT, &frame).0, Verdict::Redirected, "the trigger itself");
+            assert_eq!(
+                gateway.send(EXT, &frame).0,
+                Verdict::Redirected,
+                "the trigger itself"
+            );
         }
     });
 }
@@ -297,7 +565,10 @@ fn a_trigger_with_any_bit_flipped_goes_nowhere() {
 #[test]
 fn a_trigger_of_any_length_arrives_as_etherparse_would_have_built_it() {
     Gateway::run(|mut gateway| {
-        let ways = [(DEVICES, Verdict::Redirected, (INT_MAC, DEVICE_MAC)), (ONE_ARMED, Verdict::SentBack, (EXT_MAC, ONE_ARMED_MAC))];
+        let ways = [
+            (DEVICES, Verdict::Redirected, (INT_MAC, DEVICE_MAC)),
+            (ONE_ARMED, Verdict::SentBack, (EXT_MAC, ONE_ARMED_MAC)),
+        ];
         let mut slot = 0;
         for (devices, expected, macs) in ways {
             for device in devices {
@@ -310,12 +581,22 @@ fn a_trigger_of_any_length_arrives_as_etherparse_would_have_built_it() {
                     let sent = session.datagram(&payload);
                     let (verdict, out) = gateway.send(EXT, &sent.frame());
                     assert_eq!(verdict, expected, "{length} bytes to {device}");
-                    assert_eq!(out, session.delivered(&sent, macs).frame(), "{length} bytes to {device}");
+                    assert_eq!(
+                        out,
+                        session.delivered(&sent, macs).frame(),
+                        "{length} bytes to {device}"
+                    );
                     SlicedPacket::from_ethernet(&out).unwrap();
                     bytes += out.len() as u64;
                 }
-                let counters = gateway.dataplane.session_counters(session.image.id).unwrap();
-                assert_eq!((counters.packets, counters.bytes), (lengths.len() as u64, bytes));
+                let counters = gateway
+                    .dataplane
+                    .session_counters(session.image.id)
+                    .unwrap();
+                assert_eq!(
+                    (counters.packets, counters.bytes),
+                    (lengths.len() as u64, bytes)
+                );
                 assert!(counters.last_delivered_ago.unwrap() < Duration::from_secs(10));
             }
         }
@@ -341,14 +622,23 @@ fn a_damaged_datagram_still_looks_damaged_afterwards() {
         let mut session = Session::new(1, DEVICES[0]).installed(&mut gateway);
         let sent = session.datagram(b"x");
         for checksum_at in [ETHERNET + 10, ETHERNET + IPV4 + 6] {
-            let sent = Datagram { payload: session.trigger(b"x"), ..sent.clone() };
+            let sent = Datagram {
+                payload: session.trigger(b"x"),
+                ..sent.clone()
+            };
             let frame = sent.frame();
             let damaged = changed(&frame, checksum_at, &[frame[checksum_at] ^ 0x10]);
             let (verdict, out) = gateway.send(EXT, &damaged);
             assert_eq!(verdict, Verdict::Redirected);
             let right = session.delivered(&sent, (INT_MAC, DEVICE_MAC)).frame();
-            assert_ne!(out[checksum_at..checksum_at + 2], right[checksum_at..checksum_at + 2]);
-            assert_eq!(changed(&out, checksum_at, &right[checksum_at..checksum_at + 2]), right);
+            assert_ne!(
+                out[checksum_at..checksum_at + 2],
+                right[checksum_at..checksum_at + 2]
+            );
+            assert_eq!(
+                changed(&out, checksum_at, &right[checksum_at..checksum_at + 2]),
+                right
+            );
         }
     });
 }
@@ -361,7 +651,14 @@ fn bytes_after_the_datagram_are_not_looked_at() {
         let padded = [sent.frame(), vec![0; 6]].concat();
         let (verdict, out) = gateway.send(EXT, &padded);
         assert_eq!(verdict, Verdict::Redirected);
-        assert_eq!(out, [session.delivered(&sent, (INT_MAC, DEVICE_MAC)).frame(), vec![0; 6]].concat());
+        assert_eq!(
+            out,
+            [
+                session.delivered(&sent, (INT_MAC, DEVICE_MAC)).frame(),
+                vec![0; 6]
+            ]
+            .concat()
+        );
     });
 }
 
@@ -369,7 +666,14 @@ fn bytes_after_the_datagram_are_not_looked_at() {
 fn each_sequence_is_let_through_once_and_old_ones_never() {
     Gateway::run(|mut gateway| {
         let session = Session::new(1, DEVICES[0]).installed(&mut gateway);
-        let mut offer = |sequence| gateway.send(EXT, &Datagram::to_gateway(false, session.trigger_at(sequence, b"")).frame()).0;
+        let mut offer = |sequence| {
+            gateway
+                .send(
+                    EXT,
+                    &Datagram::to_gateway(false, session.trigger_at(sequence, b"")).frame(),
+                )
+                .0
+        };
         let newest = (1 << SEQUENCE_BITS) - 1;
         assert_eq!(offer(0), Verdict::Redirected);
         assert_eq!(offer(0), Verdict::Replayed);
@@ -404,12 +708,24 @@ fn two_token_generations_are_valid_while_they_overlap() {
             new.image.previous_key = Some(old.image.key);
             let mut new = new.installed(&mut gateway);
             new.sequence += 10;
-            assert_eq!(gateway.send(EXT, &old.datagram(b"").frame()).0, Verdict::Redirected);
-            assert_eq!(gateway.send(EXT, &new.datagram(b"").frame()).0, Verdict::Redirected);
+            assert_eq!(
+                gateway.send(EXT, &old.datagram(b"").frame()).0,
+                Verdict::Redirected
+            );
+            assert_eq!(
+                gateway.send(EXT, &new.datagram(b"").frame()).0,
+                Verdict::Redirected
+            );
             new.image.previous_key = None;
             new = new.installed(&mut gateway);
-            assert_eq!(gateway.send(EXT, &old.datagram(b"").frame()).0, Verdict::UnknownTokenGeneration);
-            assert_eq!(gateway.send(EXT, &new.datagram(b"").frame()).0, Verdict::Redirected);
+            assert_eq!(
+                gateway.send(EXT, &old.datagram(b"").frame()).0,
+                Verdict::UnknownTokenGeneration
+            );
+            assert_eq!(
+                gateway.send(EXT, &new.datagram(b"").frame()).0,
+                Verdict::Redirected
+            );
             old = new;
         }
     });
@@ -426,9 +742,16 @@ fn a_session_ends_on_time_without_the_controller() {
         loop {
             let sent_at = begin.elapsed();
             match gateway.send(EXT, &session.datagram(b"").frame()).0 {
-                Verdict::Redirected => assert!(sent_at < lifetime + Duration::from_millis(500), "still alive after {sent_at:?}"),
+                Verdict::Redirected => assert!(
+                    sent_at < lifetime + Duration::from_millis(500),
+                    "still alive after {sent_at:?}"
+                ),
                 Verdict::Expired => {
-                    assert!(begin.elapsed() >= lifetime, "ended after {:?}", begin.elapsed());
+                    assert!(
+                        begin.elapsed() >= lifetime,
+                        "ended after {:?}",
+                        begin.elapsed()
+                    );
                     break;
                 }
                 other => panic!("{other:?}"),
@@ -436,7 +759,10 @@ fn a_session_ends_on_time_without_the_controller() {
         }
         session.image.expires_in = Duration::from_secs(60);
         let mut refreshed = session.installed(&mut gateway);
-        assert_eq!(gateway.send(EXT, &refreshed.datagram(b"").frame()).0, Verdict::Redirected);
+        assert_eq!(
+            gateway.send(EXT, &refreshed.datagram(b"").frame()).0,
+            Verdict::Redirected
+        );
     });
 }
 
@@ -449,19 +775,29 @@ fn an_address_change_keeps_window_and_counters_and_removal_forgets_them() {
         session.image.device = ONE_ARMED[0].parse().unwrap();
         let mut session = session.installed(&mut gateway);
         assert_eq!(gateway.send(EXT, &first).0, Verdict::Replayed);
-        assert_eq!(gateway.send(EXT, &session.datagram(b"").frame()).0, Verdict::SentBack);
+        assert_eq!(
+            gateway.send(EXT, &session.datagram(b"").frame()).0,
+            Verdict::SentBack
+        );
         assert_eq!(session.packets(&gateway), 2);
 
         gateway.dataplane.remove(session.image.id);
         assert_eq!(gateway.dataplane.installed(), []);
-        assert_eq!(gateway.send(EXT, &session.datagram(b"").frame()).0, Verdict::UnknownSession);
+        assert_eq!(
+            gateway.send(EXT, &session.datagram(b"").frame()).0,
+            Verdict::UnknownSession
+        );
         let mut next = session.clone();
         next.image.id = SessionId::new(1, 0x2000_0000);
         let next = next.installed(&mut gateway);
         assert_eq!(gateway.dataplane.installed(), [next.image.id]);
         assert_eq!(next.packets(&gateway), 0);
         gateway.dataplane.remove(session.image.id);
-        assert_eq!(gateway.dataplane.installed(), [next.image.id], "an old identifier removed a new session");
+        assert_eq!(
+            gateway.dataplane.installed(),
+            [next.image.id],
+            "an old identifier removed a new session"
+        );
     });
 }
 
@@ -475,7 +811,10 @@ fn the_source_is_kept_if_configured() {
             let sent = session.datagram(b"x");
             let (verdict, out) = gateway.send(EXT, &sent.frame());
             assert_eq!(verdict, Verdict::Redirected);
-            let expected = Datagram { source: sent.source, ..session.delivered(&sent, (INT_MAC, DEVICE_MAC)) };
+            let expected = Datagram {
+                source: sent.source,
+                ..session.delivered(&sent, (INT_MAC, DEVICE_MAC))
+            };
             assert_eq!(out, expected.frame());
         }
     });
@@ -523,15 +862,23 @@ fn the_kernels_routes_decide_where_a_trigger_goes() {
 fn without_forwarding_nothing_is_forwarded_and_a_warning_says_so() {
     Gateway::run(|mut gateway| {
         assert_eq!(gateway.dataplane.warnings(), [] as [&str; 0]);
-        sh("sysctl -qw net.ipv4.conf.ext.forwarding=0 net.ipv6.conf.ext.forwarding=0 net.ipv4.conf.ext.accept_local=0");
+        sh(
+            "sysctl -qw net.ipv4.conf.ext.forwarding=0 net.ipv6.conf.ext.forwarding=0 net.ipv4.conf.ext.accept_local=0",
+        );
         for (slot, device) in (1..).zip(DEVICES) {
             let mut session = Session::new(slot, device).installed(&mut gateway);
             let frame = session.datagram(b"").frame();
-            assert_eq!(gateway.send(EXT, &frame), (Verdict::ForwardingDisabled, frame));
+            assert_eq!(
+                gateway.send(EXT, &frame),
+                (Verdict::ForwardingDisabled, frame)
+            );
         }
         let warnings = gateway.dataplane.warnings();
         assert_eq!(warnings.len(), 3, "{warnings:?}");
-        assert!(warnings[0].ends_with("sysctl -w net.ipv4.conf.ext.forwarding=1"), "{warnings:?}");
+        assert!(
+            warnings[0].ends_with("sysctl -w net.ipv4.conf.ext.forwarding=1"),
+            "{warnings:?}"
+        );
     });
 }
 
@@ -544,7 +891,10 @@ fn the_kernel_gets_a_rewritten_trigger_while_the_next_hop_is_unknown() {
             let (verdict, out) = gateway.send(EXT, &sent.frame());
             assert_eq!(verdict, Verdict::NextHopUnresolved);
             // The kernel takes off the hop, and changes the MAC addresses.
-            let expected = Datagram { hop_limit: sent.hop_limit, ..session.delivered(&sent, sent.macs) };
+            let expected = Datagram {
+                hop_limit: sent.hop_limit,
+                ..session.delivered(&sent, sent.macs)
+            };
             assert_eq!(out, expected.frame());
             assert_eq!(session.packets(&gateway), 1);
         }
@@ -557,10 +907,16 @@ fn a_record_in_the_middle_of_a_change_is_not_used() {
         let mut session = Session::new(1, DEVICES[0]).installed(&mut gateway);
         let flags_at = 15;
         poke_record(&gateway, 1, flags_at, 4);
-        assert_eq!(gateway.send(EXT, &session.datagram(b"").frame()).0, Verdict::SessionChanging);
+        assert_eq!(
+            gateway.send(EXT, &session.datagram(b"").frame()).0,
+            Verdict::SessionChanging
+        );
         // What a controller that died then would find, the next one mends.
         let mut session = session.installed(&mut gateway);
-        assert_eq!(gateway.send(EXT, &session.datagram(b"").frame()).0, Verdict::Redirected);
+        assert_eq!(
+            gateway.send(EXT, &session.datagram(b"").frame()).0,
+            Verdict::Redirected
+        );
     });
 }
 
@@ -571,7 +927,10 @@ fn a_source_that_is_not_there_is_a_bug_and_says_so() {
         let source_at = 10;
         for source in [63, 64] {
             poke_record(&gateway, 1, source_at, source);
-            assert_eq!(gateway.send(EXT, &session.datagram(b"").frame()).0, Verdict::MissingConfiguration);
+            assert_eq!(
+                gateway.send(EXT, &session.datagram(b"").frame()).0,
+                Verdict::MissingConfiguration
+            );
         }
     });
 }
@@ -582,7 +941,11 @@ fn a_source_that_is_not_there_is_a_bug_and_says_so() {
 fn every_verdict_is_expected_by_a_row() {
     let this_file = include_str!("verdicts.rs");
     let named = |verdict: &Verdict| this_file.contains(&format!("Verdict::{verdict:?}"));
-    let missing: BTreeSet<_> = Verdict::ALL.iter().filter(|verdict| !named(verdict)).map(|verdict| verdict.label()).collect();
+    let missing: BTreeSet<_> = Verdict::ALL
+        .iter()
+        .filter(|verdict| !named(verdict))
+        .map(|verdict| verdict.label())
+        .collect();
     assert_eq!(missing, BTreeSet::from(["replay_contended"]));
 }
 
@@ -592,7 +955,12 @@ fn received_is_the_sum_of_all_verdicts() {
         let mut session = Session::new(1, DEVICES[0]).installed(&mut gateway);
         let good = session.datagram(b"x").frame();
         let mut sent = 0;
-        for frame in [good.clone(), good.clone(), good[..50].to_vec(), changed(&good, 12, &[0x08, 0x06])] {
+        for frame in [
+            good.clone(),
+            good.clone(),
+            good[..50].to_vec(),
+            changed(&good, 12, &[0x08, 0x06]),
+        ] {
             for nic in [EXT, INT] {
                 gateway.send(nic, &frame);
                 sent += 1;
@@ -609,9 +977,17 @@ fn poke_record(gateway: &Gateway, slot: u32, offset: usize, value: u8) {
     let key = slot.to_le_bytes().map(|byte| byte.to_string()).join(" ");
     let dump = sh(&format!("bpftool -j map lookup pinned {map} key {key}"));
     let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();
-    let mut record: Vec<String> = dump["value"].as_array().unwrap().iter().map(|byte| byte.as_str().unwrap().to_owned()).collect();
+    let mut record: Vec<String> = dump["value"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|byte| byte.as_str().unwrap().to_owned())
+        .collect();
     record[offset] = value.to_string();
-    sh(&format!("bpftool map update pinned {map} key {key} value {}", record.join(" ")));
+    sh(&format!(
+        "bpftool map update pinned {map} key {key} value {}",
+        record.join(" ")
+    ));
 }
 
 fn changed(frame: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
@@ -626,8 +1002,13 @@ fn changed(frame: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
 fn the_program_stays_small() {
     Gateway::run(|mut gateway| {
         for (nic, verified, machine_code_bytes) in gateway.dataplane.program_size().unwrap() {
-            println!("{nic}: {verified} instructions verified, {machine_code_bytes} bytes of machine code");
-            assert!(verified <= 11_000, "{nic}: {verified} instructions verified");
+            println!(
+                "{nic}: {verified} instructions verified, {machine_code_bytes} bytes of machine code"
+            );
+            assert!(
+                verified <= 11_000,
+                "{nic}: {verified} instructions verified"
+            );
         }
     });
 }

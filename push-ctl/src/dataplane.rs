@@ -9,7 +9,10 @@
 //! | `push_meta`, `push_sessions`, `push_sources`, `push_counters` | the maps |
 //! | `link_NIC` | the attachment to a NIC (`.` in a name becomes `%`) |
 
-#![expect(unsafe_code, reason = "the session table is memory shared with the kernel; if_nametoindex is C")]
+#![expect(
+    unsafe_code,
+    reason = "the session table is memory shared with the kernel; if_nametoindex is C"
+)]
 
 mod gates;
 mod netlink;
@@ -22,8 +25,8 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use push_common::maps::{
-    COUNTERS, Counters, LAYOUT_VERSION, MAX_NICS, MAX_SOURCES, META, Meta, NIC_CONFIG, NIC_NAME_LEN, NicConfig,
-    PROGRAM, SESSIONS, SOURCES, SourceRecord,
+    COUNTERS, Counters, LAYOUT_VERSION, MAX_NICS, MAX_SOURCES, META, Meta, NIC_CONFIG,
+    NIC_NAME_LEN, NicConfig, PROGRAM, SESSIONS, SOURCES, SourceRecord,
 };
 use push_common::tag::TagKey;
 use push_common::verdict::Verdict;
@@ -171,7 +174,11 @@ impl Dataplane {
     /// the NIC, pins of another layout) and what opens it. What was pinned before stays as it was.
     pub async fn open(settings: Settings) -> Result<Self> {
         let mut warnings = gates::check(settings.require_perfmon)?;
-        let interfaces = settings.nics.iter().map(|nic| interface_index(&nic.name)).collect::<Result<Vec<_>>>()?;
+        let interfaces = settings
+            .nics
+            .iter()
+            .map(|nic| interface_index(&nic.name))
+            .collect::<Result<Vec<_>>>()?;
         gates::make_pin_dir(&settings.pin_dir)?;
 
         let mut meta = adoptable(&settings)?;
@@ -201,7 +208,14 @@ impl Dataplane {
             attached.push(attach(&settings, nic, interface, config, program, &mut warnings).await?);
         }
         detach_others(&settings)?;
-        Ok(Self { settings, attached, sessions, sources, counters, warnings })
+        Ok(Self {
+            settings,
+            attached,
+            sessions,
+            sources,
+            counters,
+            warnings,
+        })
     }
 
     /// Puts a session into the table, or changes its record; the replay window and counters of a
@@ -218,11 +232,20 @@ impl Dataplane {
             self.settings.session_slots,
         );
         let wanted = source_record(image.source);
-        let source = self.sources.iter().position(|source| *source == wanted).ok_or_else(|| {
-            anyhow!("session {} was registered at {}, which is no longer in internal.listen", image.id, image.source)
-        })?;
+        let source = self
+            .sources
+            .iter()
+            .position(|source| *source == wanted)
+            .ok_or_else(|| {
+                anyhow!(
+                    "session {} was registered at {}, which is no longer in internal.listen",
+                    image.id,
+                    image.source
+                )
+            })?;
         let source = u16::try_from(source).context("more sources than the map has")?;
-        self.sessions.install(image, source, self.settings.keep_source, monotonic_ns());
+        self.sessions
+            .install(image, source, self.settings.keep_source, monotonic_ns());
         Ok(())
     }
 
@@ -258,8 +281,14 @@ impl Dataplane {
         self.attached
             .iter()
             .map(|attached| {
-                let per_cpu = self.counters.get(&attached.config.index, 0).context("cannot read the counters")?;
-                let mut by_verdict: Vec<_> = Verdict::ALL.iter().map(|&verdict| (verdict, 0, 0)).collect();
+                let per_cpu = self
+                    .counters
+                    .get(&attached.config.index, 0)
+                    .context("cannot read the counters")?;
+                let mut by_verdict: Vec<_> = Verdict::ALL
+                    .iter()
+                    .map(|&verdict| (verdict, 0, 0))
+                    .collect();
                 for words in per_cpu.iter() {
                     let counters: &Counters = bytemuck::must_cast_ref(words);
                     for (sum, count) in by_verdict.iter_mut().zip(counters.by_verdict) {
@@ -267,7 +296,10 @@ impl Dataplane {
                         sum.2 += count.bytes;
                     }
                 }
-                Ok(NicCounters { name: attached.nic.name.clone(), by_verdict })
+                Ok(NicCounters {
+                    name: attached.nic.name.clone(),
+                    by_verdict,
+                })
             })
             .collect()
     }
@@ -280,9 +312,14 @@ impl Dataplane {
     pub async fn nics(&self) -> Result<Vec<NicStatus>> {
         let mut all = Vec::new();
         for attached in &self.attached {
-            let link = attached.link.info().context("cannot ask the kernel about a link")?;
+            let link = attached
+                .link
+                .info()
+                .context("cannot ask the kernel about a link")?;
             let seen = netlink::attached_program(attached.interface).await?;
-            let mode = seen.filter(|seen| seen.program_id == link.program_id()).map_or("none", |seen| seen.mode);
+            let mode = seen
+                .filter(|seen| seen.program_id == link.program_id())
+                .map_or("none", |seen| seen.mode);
             all.push(NicStatus {
                 name: attached.nic.name.clone(),
                 index: attached.interface,
@@ -307,15 +344,29 @@ impl Dataplane {
                 // A family that the kernel doesn't have has no switches either.
                 if std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "0") {
                     let name = nic.name.replace('.', "/");
-                    warnings.push(format!("{why}: sysctl -w net.{family}.conf.{name}.{switch}=1"));
+                    warnings.push(format!(
+                        "{why}: sysctl -w net.{family}.conf.{name}.{switch}=1"
+                    ));
                 }
             };
             if nic.ipv4.is_some() {
-                expect("ipv4", "forwarding", "IPv4 triggers are refused (forwarding_disabled)");
-                expect("ipv4", "accept_local", "IPv4 triggers to a device whose MAC address isn't known yet get lost");
+                expect(
+                    "ipv4",
+                    "forwarding",
+                    "IPv4 triggers are refused (forwarding_disabled)",
+                );
+                expect(
+                    "ipv4",
+                    "accept_local",
+                    "IPv4 triggers to a device whose MAC address isn't known yet get lost",
+                );
             }
             if nic.ipv6.is_some() {
-                expect("ipv6", "forwarding", "IPv6 triggers are refused (forwarding_disabled)");
+                expect(
+                    "ipv6",
+                    "forwarding",
+                    "IPv6 triggers are refused (forwarding_disabled)",
+                );
             }
         }
         warnings
@@ -373,20 +424,29 @@ pub fn object() -> &'static [u8] {
 /// What is pinned, if it can be adopted; with layout version 0 if there is nothing.
 fn adoptable(settings: &Settings) -> Result<Meta> {
     let pin_dir = &settings.pin_dir;
-    let has_link = pins(pin_dir)?.iter().any(|pin| pin.starts_with(LINK_PREFIX));
+    let has_link = pins(pin_dir)?
+        .iter()
+        .any(|pin| pin.starts_with(LINK_PREFIX));
     let remove = format!(
         "to start from nothing, which ends all forwarding until devices and applications are back: rm -r {}",
         pin_dir.display()
     );
     let nothing = bytemuck::Zeroable::zeroed();
     if !pin_dir.join(META).exists() {
-        ensure!(!has_link, "pin_dir {} has links but no maps; {remove}", pin_dir.display());
+        ensure!(
+            !has_link,
+            "pin_dir {} has links but no maps; {remove}",
+            pin_dir.display()
+        );
         unpin_maps(pin_dir)?;
         return Ok(nothing);
     }
     let map = Array::<_, MetaBytes>::try_from(aya::maps::Map::Array(pinned_map(pin_dir, META)?));
     let bytes = map.and_then(|map| map.get(&0, 0)).map_err(|_| {
-        anyhow!("the maps in pin_dir {} are of another version of push than this one; {remove}", pin_dir.display())
+        anyhow!(
+            "the maps in pin_dir {} are of another version of push than this one; {remove}",
+            pin_dir.display()
+        )
     })?;
     let meta: Meta = bytemuck::pod_read_unaligned(&bytes);
     if meta.layout_version == 0 && !has_link {
@@ -422,7 +482,11 @@ fn assign_nic_indices(meta: &mut Meta, nics: &[Nic]) -> Result<Vec<u32>> {
         .map(|nic| {
             let name = padded(&nic.name);
             let index = meta.nics.iter().position(|entry| *entry == name);
-            let index = index.or_else(|| meta.nics.iter().position(|entry| *entry == [0; NIC_NAME_LEN]));
+            let index = index.or_else(|| {
+                meta.nics
+                    .iter()
+                    .position(|entry| *entry == [0; NIC_NAME_LEN])
+            });
             let index = index.with_context(|| format!("more than {MAX_NICS} NICs"))?;
             meta.nics[index] = name;
             Ok(u32::try_from(index)?)
@@ -445,18 +509,52 @@ fn load(settings: &Settings, config: &NicConfig) -> Result<Ebpf> {
             Some(io) => anyhow!("cannot make the BPF maps: {}: {io}", gates::explain(io)),
             None => anyhow!(error).context("cannot load the BPF object"),
         })?;
+    #[cfg(feature = "log")]
+    print_log(&mut program)?;
     xdp(&mut program)?.load().map_err(|error| match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
             let log = verifier_log.to_string();
             tracing::debug!("verifier: {log}");
             let statistics = ["verification time", "stack depth", "processed"];
-            let is_statistics = |line: &&str| statistics.iter().any(|start| line.starts_with(start));
-            let reason = log.lines().rev().find(|line| !line.is_empty() && !is_statistics(line)).unwrap_or("no log");
-            anyhow!("cannot load the XDP program: {}: {io_error}: {reason}", gates::explain(&io_error))
+            let is_statistics =
+                |line: &&str| statistics.iter().any(|start| line.starts_with(start));
+            let reason = log
+                .lines()
+                .rev()
+                .find(|line| !line.is_empty() && !is_statistics(line))
+                .unwrap_or("no log");
+            anyhow!(
+                "cannot load the XDP program: {}: {io_error}: {reason}",
+                gates::explain(&io_error)
+            )
         }
         other => anyhow!(other).context("cannot load the XDP program"),
     })?;
     Ok(program)
+}
+
+/// Prints what the program logs, which is only what it drops, by number of the verdict.
+#[cfg(feature = "log")]
+fn print_log(program: &mut Ebpf) -> Result<()> {
+    use tokio::io::Interest;
+    use tokio::io::unix::AsyncFd;
+    let log =
+        aya_log::EbpfLogger::init(program).context("cannot read the log of the XDP program")?;
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe; the logger owns its descriptor and keeps it"
+    )]
+    let mut log = AsyncFd::with_interest(log, Interest::READABLE)?;
+    tokio::spawn(async move {
+        while let Ok(mut ready) = log.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
+    Ok(())
 }
 
 /// Puts `program` in place of the one on a pinned link, or else attaches it and pins the link.
@@ -475,13 +573,28 @@ async fn attach(
         let program_id = xdp(&mut program)?.info()?.id();
         match replaced {
             Ok(link) if seen.is_some_and(|seen| seen.program_id == program_id) => {
-                tracing::info!(nic = nic.name, program_id, "adopted the link and replaced its program");
-                return Ok(Attached { nic: nic.clone(), interface, config, program, link, adopted: true });
+                tracing::info!(
+                    nic = nic.name,
+                    program_id,
+                    "adopted the link and replaced its program"
+                );
+                return Ok(Attached {
+                    nic: nic.clone(),
+                    interface,
+                    config,
+                    program,
+                    link,
+                    adopted: true,
+                });
             }
             // The NIC that the link was for has gone; another one has its name now.
             Ok(_) | Err(_) => {
-                tracing::warn!(nic = nic.name, "the pinned link is not attached to this NIC any more; attaching anew");
-                std::fs::remove_file(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
+                tracing::warn!(
+                    nic = nic.name,
+                    "the pinned link is not attached to this NIC any more; attaching anew"
+                );
+                std::fs::remove_file(&pin)
+                    .with_context(|| format!("cannot remove {}", pin.display()))?;
             }
         }
     }
@@ -490,8 +603,12 @@ async fn attach(
     let link = match native {
         Ok(link) => link,
         Err(error) if settings.allow_generic && !is_busy(&error) => {
-            warnings.push(format!("{} is in generic mode, which is slow: native mode failed: {error:#}", nic.name));
-            attach_anew(&mut program, interface, XdpMode::Skb).with_context(|| refused(nic, "generic"))?
+            warnings.push(format!(
+                "{} is in generic mode, which is slow: native mode failed: {error:#}",
+                nic.name
+            ));
+            attach_anew(&mut program, interface, XdpMode::Skb)
+                .with_context(|| refused(nic, "generic"))?
         }
         Err(error) if is_busy(&error) => {
             let other = netlink::attached_program(interface).await?;
@@ -504,19 +621,36 @@ async fn attach(
             );
         }
         Err(error) => {
-            let why = error.downcast_ref::<io::Error>().map_or("the kernel refused", gates::explain);
+            let why = error
+                .downcast_ref::<io::Error>()
+                .map_or("the kernel refused", gates::explain);
             return Err(error.context(format!("{}: {why}", refused(nic, "native"))));
         }
     };
-    let link = link.pin(&pin).with_context(|| format!("cannot pin the link as {}", pin.display()))?.into();
+    let link = link
+        .pin(&pin)
+        .with_context(|| format!("cannot pin the link as {}", pin.display()))?
+        .into();
 
     let program_id = xdp(&mut program)?.info()?.id();
     let seen = netlink::attached_program(interface).await?;
     let seen = seen
         .filter(|seen| seen.program_id == program_id)
-        .with_context(|| format!("the kernel accepted the program for {} but doesn't show it there", nic.name))?;
+        .with_context(|| {
+            format!(
+                "the kernel accepted the program for {} but doesn't show it there",
+                nic.name
+            )
+        })?;
     tracing::info!(nic = nic.name, program_id, mode = seen.mode, "attached");
-    Ok(Attached { nic: nic.clone(), interface, config, program, link, adopted: false })
+    Ok(Attached {
+        nic: nic.clone(),
+        interface,
+        config,
+        program,
+        link,
+        adopted: false,
+    })
 }
 
 /// Puts `program` in place of the one that the pinned link has, in one step.
@@ -529,10 +663,12 @@ fn replace_program(program: &mut Ebpf, pin: &Path) -> Result<FdLink> {
 
 fn attach_anew(program: &mut Ebpf, interface: u32, mode: XdpMode) -> Result<FdLink> {
     let program = xdp(program)?;
-    let id = program.attach_to_if_index(interface, mode).map_err(|error| match error {
-        ProgramError::SyscallError(error) => anyhow::Error::from(error.io_error),
-        other => other.into(),
-    })?;
+    let id = program
+        .attach_to_if_index(interface, mode)
+        .map_err(|error| match error {
+            ProgramError::SyscallError(error) => anyhow::Error::from(error.io_error),
+            other => other.into(),
+        })?;
     // aya goes by netlink where the kernel makes no link (EINVAL); it can't be pinned.
     let link = FdLink::try_from(program.take_link(id)?);
     link.context("the kernel attached the program, but not by a link; ip link set dev NIC xdp off detaches it")
@@ -545,9 +681,15 @@ fn refused(nic: &Nic, mode: &str) -> String {
 /// Detaches from NICs that an earlier configuration had.
 fn detach_others(settings: &Settings) -> Result<()> {
     for pin in pins(&settings.pin_dir)? {
-        if pin.starts_with(LINK_PREFIX) && !settings.nics.iter().any(|nic| link_pin(&nic.name) == pin) {
-            std::fs::remove_file(settings.pin_dir.join(&pin)).with_context(|| format!("cannot remove the pin {pin}"))?;
-            tracing::info!(pin, "detached from a NIC that is no longer in the configuration");
+        if pin.starts_with(LINK_PREFIX)
+            && !settings.nics.iter().any(|nic| link_pin(&nic.name) == pin)
+        {
+            std::fs::remove_file(settings.pin_dir.join(&pin))
+                .with_context(|| format!("cannot remove the pin {pin}"))?;
+            tracing::info!(
+                pin,
+                "detached from a NIC that is no longer in the configuration"
+            );
         }
     }
     Ok(())
@@ -569,17 +711,26 @@ fn write_sources(map: MapData, addresses: &[SocketAddr]) -> Result<Vec<SourceRec
         let free = records
             .iter()
             .position(|record| record.port == [0; 2])
-            .with_context(|| format!("more than {MAX_SOURCES} addresses in internal.listen since the maps were made"))?;
+            .with_context(|| {
+                format!(
+                    "more than {MAX_SOURCES} addresses in internal.listen since the maps were made"
+                )
+            })?;
         records[free] = wanted;
-        map.set(u32::try_from(free)?, bytemuck::must_cast::<_, SourceBytes>(wanted), 0)
-            .context("cannot write the map of sources")?;
+        map.set(
+            u32::try_from(free)?,
+            bytemuck::must_cast::<_, SourceBytes>(wanted),
+            0,
+        )
+        .context("cannot write the map of sources")?;
     }
     Ok(records)
 }
 
 fn write_meta(map: MapData, meta: &Meta) -> Result<()> {
     let mut map = Array::<_, MetaBytes>::try_from(aya::maps::Map::Array(map))?;
-    map.set(0, bytemuck::must_cast::<_, MetaBytes>(*meta), 0).context("cannot write the map of meta data")
+    map.set(0, bytemuck::must_cast::<_, MetaBytes>(*meta), 0)
+        .context("cannot write the map of meta data")
 }
 
 fn pinned_map(pin_dir: &Path, name: &str) -> Result<MapData> {
@@ -591,7 +742,8 @@ fn unpin_maps(pin_dir: &Path) -> Result<()> {
     for map in [META, SESSIONS, SOURCES, COUNTERS] {
         let pin = pin_dir.join(map);
         if pin.exists() {
-            std::fs::remove_file(&pin).with_context(|| format!("cannot remove the unfinished {}", pin.display()))?;
+            std::fs::remove_file(&pin)
+                .with_context(|| format!("cannot remove the unfinished {}", pin.display()))?;
         }
     }
     Ok(())
@@ -606,7 +758,11 @@ fn link_pin(nic: &str) -> String {
 
 fn pins(pin_dir: &Path) -> Result<Vec<String>> {
     std::fs::read_dir(pin_dir)
-        .and_then(|entries| entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect())
+        .and_then(|entries| {
+            entries
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .collect()
+        })
         .with_context(|| format!("cannot read pin_dir {}", pin_dir.display()))
 }
 
@@ -615,7 +771,8 @@ fn nic_config(nic: &Nic, index: u32, trigger_port: u16) -> NicConfig {
     NicConfig {
         index,
         trigger_port: trigger_port.to_be_bytes(),
-        families: flag(nic.ipv4.is_some(), NicConfig::IPV4) | flag(nic.ipv6.is_some(), NicConfig::IPV6),
+        families: flag(nic.ipv4.is_some(), NicConfig::IPV4)
+            | flag(nic.ipv6.is_some(), NicConfig::IPV6),
         reserved: 0,
         reserved_too: [0; 4],
         ipv4: nic.ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
@@ -624,7 +781,10 @@ fn nic_config(nic: &Nic, index: u32, trigger_port: u16) -> NicConfig {
 }
 
 fn source_record(address: SocketAddr) -> SourceRecord {
-    let mut record = SourceRecord { port: address.port().to_be_bytes(), ..SourceRecord::default() };
+    let mut record = SourceRecord {
+        port: address.port().to_be_bytes(),
+        ..SourceRecord::default()
+    };
     match address.ip() {
         IpAddr::V4(ip) => record.address[..4].copy_from_slice(&ip.octets()),
         IpAddr::V6(ip) => record.address = ip.octets(),
@@ -633,7 +793,9 @@ fn source_record(address: SocketAddr) -> SourceRecord {
 }
 
 fn xdp(program: &mut Ebpf) -> Result<&mut Xdp> {
-    let program = program.program_mut(PROGRAM).context("the BPF object has no program `push`")?;
+    let program = program
+        .program_mut(PROGRAM)
+        .context("the BPF object has no program `push`")?;
     Ok(program.try_into()?)
 }
 
@@ -652,7 +814,9 @@ fn program_name(id: u32) -> String {
 }
 
 fn is_busy(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.raw_os_error() == Some(libc::EBUSY))
 }
 
 /// The answer of the kernel that is behind an error, if one is.
@@ -675,6 +839,7 @@ fn padded(name: &str) -> [u8; NIC_NAME_LEN] {
 }
 
 fn monotonic_ns() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("Linux has a monotonic clock");
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .expect("Linux has a monotonic clock");
     Duration::from(now).as_nanos() as u64
 }

@@ -112,6 +112,10 @@ fn push(context: XdpContext) -> u32 {
     let frame = Frame::new(&context);
     let (Ok(verdict) | Err(verdict)) = path(&context, frame);
     count(verdict, frame.len());
+    #[cfg(feature = "log")]
+    if let Action::Drop = verdict.action() {
+        aya_log_ebpf::info!(&context, "dropped: verdict {}", verdict as u32);
+    }
     match verdict.action() {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Transmit => xdp_action::XDP_TX,

@@ -30,6 +30,7 @@ pub fn ci() -> Result<()> {
         "lints",
         &[
             "clippy",
+            "--release",
             "--workspace",
             "--all-targets",
             "--",
@@ -37,7 +38,19 @@ pub fn ci() -> Result<()> {
             "warnings",
         ],
     )?;
-    cargo_step("build", &["build", "--workspace"])?;
+    let with_log = [
+        "clippy",
+        "--release",
+        "-p",
+        "push-ctl",
+        "--features",
+        "log",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    cargo_step("lints, with logging", &with_log)?;
+    cargo_step("build", &["build", "--release", "--workspace"])?;
     run_tests(&[])?;
     demo::run(false)
 }

@@ -44,7 +44,7 @@ pub fn cargo() -> Command {
 /// When it doesn't build.
 pub fn build_push_ctl() -> Result<PathBuf> {
     let status = cargo()
-        .args(["build", "--release", "--package", "push-ctl"])
+        .args(["build", "--release", "--workspace"])
         .status()
         .context("cannot run cargo")?;
     if !status.success() {

@@ -14,7 +14,8 @@ const BPFFS: &str = "/sys/fs/bpf";
 const MINIMUM_KERNEL: (u32, u32) = (5, 17);
 
 /// What a program costs that the verifier guards against speculation, as it does without `CAP_PERFMON`.
-const SLOW: &str = "without it the verifier adds speculation barriers and the program runs about 4 times slower";
+const SLOW: &str =
+    "without it the verifier adds speculation barriers and the program runs about 4 times slower";
 
 /// Checks kernel version and capabilities. Returns what is bad but not fatal.
 pub(super) fn check(require_perfmon: bool) -> Result<Vec<String>> {
@@ -40,13 +41,18 @@ pub(super) fn check(require_perfmon: bool) -> Result<Vec<String>> {
              or set data_plane.require_perfmon = false"
         );
     } else {
-        Ok(vec![format!("CAP_PERFMON is missing: {SLOW}; grant it and start anew")])
+        Ok(vec![format!(
+            "CAP_PERFMON is missing: {SLOW}; grant it and start anew"
+        )])
     }
 }
 
 /// Makes `directory`, which has to be on a bpffs; mounts one where it is by convention.
 pub(super) fn make_pin_dir(directory: &Path) -> Result<()> {
-    let existing = directory.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    let existing = directory
+        .ancestors()
+        .find(|path| path.is_dir())
+        .unwrap_or(Path::new("/"));
     let on_bpffs = |path: &Path| statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
     if !on_bpffs(existing) {
         if directory.starts_with(BPFFS) && Path::new(BPFFS).is_dir() {
@@ -62,20 +68,34 @@ pub(super) fn make_pin_dir(directory: &Path) -> Result<()> {
             );
         }
     }
-    fs::create_dir_all(directory)
-        .with_context(|| format!("cannot make pin_dir {}; is it writable for this user?", directory.display()))
+    fs::create_dir_all(directory).with_context(|| {
+        format!(
+            "cannot make pin_dir {}; is it writable for this user?",
+            directory.display()
+        )
+    })
 }
 
 /// Why the kernel refused to load or attach, in words that say what to do.
 pub(super) fn explain(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EPERM) => "not permitted: CAP_BPF, CAP_NET_ADMIN or CAP_PERFMON is missing, or the kernel is locked down",
-        Some(libc::EACCES) => "the verifier refused the program; please report this as a bug, with the kernel's version",
-        Some(libc::ENOMEM) => "out of memory: make sessions.slots smaller, or raise the memory limit of the cgroup",
+        Some(libc::EPERM) => {
+            "not permitted: CAP_BPF, CAP_NET_ADMIN or CAP_PERFMON is missing, or the kernel is locked down"
+        }
+        Some(libc::EACCES) => {
+            "the verifier refused the program; please report this as a bug, with the kernel's version"
+        }
+        Some(libc::ENOMEM) => {
+            "out of memory: make sessions.slots smaller, or raise the memory limit of the cgroup"
+        }
         Some(libc::E2BIG) => "too large: make sessions.slots smaller",
-        Some(libc::EOPNOTSUPP) => "the driver has no native XDP; set data_plane.allow_generic = true to do without, at a fraction of the speed",
+        Some(libc::EOPNOTSUPP) => {
+            "the driver has no native XDP; set data_plane.allow_generic = true to do without, at a fraction of the speed"
+        }
         Some(libc::ENODEV) => "the NIC has gone",
-        Some(libc::ERANGE | libc::EINVAL) => "the driver refused; native XDP may need a smaller MTU, or fewer queues, on this NIC",
+        Some(libc::ERANGE | libc::EINVAL) => {
+            "the driver refused; native XDP may need a smaller MTU, or fewer queues, on this NIC"
+        }
         _ => "the kernel refused",
     }
 }
@@ -83,7 +103,8 @@ pub(super) fn explain(error: &io::Error) -> &'static str {
 fn holds(capability: Capability) -> bool {
     // CAP_SYS_ADMIN contains the two that were split from it (Linux 5.8).
     let contained = matches!(capability, Capability::CAP_BPF | Capability::CAP_PERFMON);
-    let effective = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let effective =
+        |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
     effective(capability) || (contained && effective(Capability::CAP_SYS_ADMIN))
 }
 
@@ -108,8 +129,13 @@ mod tests {
     #[test]
     fn a_folder_that_is_not_on_a_bpffs_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let error = make_pin_dir(&folder.path().join("push")).unwrap_err().to_string();
-        assert!(error.contains("not on a bpffs") && error.contains("mount -t bpf"), "{error}");
+        let error = make_pin_dir(&folder.path().join("push"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("not on a bpffs") && error.contains("mount -t bpf"),
+            "{error}"
+        );
         assert!(!folder.path().join("push").exists());
     }
 }

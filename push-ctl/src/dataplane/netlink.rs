@@ -14,17 +14,27 @@ pub(super) struct AttachedProgram {
 
 /// The XDP program that is attached to the NIC with this index, if one is.
 pub(super) async fn attached_program(interface: u32) -> Result<Option<AttachedProgram>> {
-    let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+    let (connection, handle, _) =
+        rtnetlink::new_connection().context("cannot open a netlink socket")?;
     let connection = tokio::spawn(connection);
-    let answer = handle.link().get().match_index(interface).execute().try_next().await;
+    let answer = handle
+        .link()
+        .get()
+        .match_index(interface)
+        .execute()
+        .try_next()
+        .await;
     connection.abort();
     let link = answer
         .with_context(|| format!("cannot ask the kernel about the NIC with index {interface}"))?
         .with_context(|| format!("there is no NIC with index {interface}"))?;
-    Ok(link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Xdp(xdp) => program_of(xdp),
-        _ => None,
-    }))
+    Ok(link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Xdp(xdp) => program_of(xdp),
+            _ => None,
+        }))
 }
 
 fn program_of(attributes: &[LinkXdp]) -> Option<AttachedProgram> {

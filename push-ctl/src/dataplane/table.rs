@@ -37,9 +37,18 @@ impl SessionTable {
 
     /// Makes the record of a session be like `image`, from which device and source have been turned
     /// into what is in the map. A live record keeps its replay window and counters.
-    pub(super) fn install(&self, image: &SessionImage, source: u16, keep_source: bool, now_ns: u64) {
-        let Some(record) = self.record(image.id.slot()) else { return };
-        let expires_ns = now_ns.saturating_add(u64::try_from(image.expires_in.as_nanos()).unwrap_or(u64::MAX));
+    pub(super) fn install(
+        &self,
+        image: &SessionImage,
+        source: u16,
+        keep_source: bool,
+        now_ns: u64,
+    ) {
+        let Some(record) = self.record(image.id.slot()) else {
+            return;
+        };
+        let expires_ns =
+            now_ns.saturating_add(u64::try_from(image.expires_in.as_nanos()).unwrap_or(u64::MAX));
         let expires_tick = tick_at_or_after(expires_ns);
 
         let (device_address, is_v6) = match image.device.ip() {
@@ -106,7 +115,9 @@ impl SessionTable {
 
     /// Frees the slot of a session, if it is that session's, and forgets its keys.
     pub(super) fn remove(&self, id: SessionId) {
-        let Some(record) = self.record(id.slot()) else { return };
+        let Some(record) = self.record(id.slot()) else {
+            return;
+        };
         // SAFETY: as in `install`.
         unsafe {
             if generation(record).load(Ordering::Relaxed) != id.generation() {
@@ -148,7 +159,12 @@ impl SessionTable {
 
     fn record(&self, slot: u32) -> Option<*mut SessionRecord> {
         // SAFETY: the mapping is `slots` records long, and page-aligned.
-        (slot < self.slots).then(|| unsafe { self.memory.as_mut_ptr().cast::<SessionRecord>().add(slot as usize) })
+        (slot < self.slots).then(|| unsafe {
+            self.memory
+                .as_mut_ptr()
+                .cast::<SessionRecord>()
+                .add(slot as usize)
+        })
     }
 }
 

@@ -1,0 +1,437 @@
+//! The operator's command line against a running daemon: for people, for programs, and when it fails.
+
+use crate::story::{APP, PUSH_CTL, Story, outside, socket_address};
+use push_common::verdict::Verdict;
+use push_common::wire::TriggerHeader;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+use xtask::lab::{DEVICE, Lab, Party};
+
+fn run(lab: &Lab, arguments: &[&str]) -> Output {
+    xtask::child::finish(&mut lab.push_ctl(arguments)).unwrap()
+}
+
+fn people(lab: &Lab, arguments: &[&str]) -> String {
+    let output = run(lab, arguments);
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        output.stderr.is_empty(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs without a daemon.
+fn alone(arguments: &[&str]) -> Output {
+    let mut command = Command::new(PUSH_CTL);
+    command
+        .args(arguments)
+        .env_remove("PUSH_SOCKET")
+        .env_remove("PUSH_CONFIG");
+    xtask::child::finish(&mut command).unwrap()
+}
+
+fn keys(value: &Value) -> BTreeSet<&str> {
+    value
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect()
+}
+
+fn assert_has(value: &Value, expected: &[&str]) {
+    let missing: Vec<_> = expected
+        .iter()
+        .filter(|key| !keys(value).contains(**key))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?} not in {value}");
+}
+
+#[test]
+fn the_operators_day() {
+    let story = Story::begin("push-cli-1");
+    let lab = &story.lab;
+    let registration = story.registered(0);
+    let requested = story.requested(0, &registration, "asked", 7000);
+    let session = story.requested(0, &registration, "used", 7001);
+    story
+        .clients()
+        .authorise(&outside(0), &story.app_key, &session)
+        .unwrap();
+
+    // For programs: stable keys, units in their names.
+    let status = lab.push_ctl_json(&["status"]).unwrap();
+    assert_has(
+        &status,
+        &[
+            "version",
+            "layout_version",
+            "pid",
+            "uptime_s",
+            "config",
+            "store",
+            "sessions",
+            "nics",
+            "internal",
+            "external",
+            "warnings",
+        ],
+    );
+    assert_eq!(
+        status["sessions"],
+        json!({ "requested": 1, "authorised": 1, "slots": status["sessions"]["slots"] })
+    );
+    assert_eq!(status["warnings"], json!([]));
+    assert_eq!(status["pid"], lab.pid().unwrap());
+    for nic in status["nics"].as_array().unwrap() {
+        assert_has(
+            nic,
+            &[
+                "name",
+                "index",
+                "role",
+                "mode",
+                "program_id",
+                "link_id",
+                "adopted",
+            ],
+        );
+    }
+    let apps = lab.push_ctl_json(&["app", "list"]).unwrap();
+    assert_eq!(
+        (&apps[0]["name"], &apps[0]["sessions"]),
+        (&json!(APP), &json!(2))
+    );
+    let terminals = lab.push_ctl_json(&["terminal", "list"]).unwrap();
+    assert_has(
+        &terminals[0],
+        &[
+            "id",
+            "endpoint",
+            "address",
+            "state",
+            "expires_in_s",
+            "sessions",
+        ],
+    );
+    assert_eq!(
+        lab.push_ctl_json(&["terminal", "show", &registration])
+            .unwrap()["id"],
+        json!(registration)
+    );
+    let shown = lab
+        .push_ctl_json(&["session", "show", &session.id])
+        .unwrap();
+    assert_has(
+        &shown,
+        &[
+            "id",
+            "terminal",
+            "app",
+            "instance",
+            "device",
+            "state",
+            "token_generation",
+            "expires_in_s",
+            "packets",
+            "bytes",
+            "last_delivered_ago_s",
+        ],
+    );
+    let stats = lab.push_ctl_json(&["stats"]).unwrap();
+    for nic in stats["nics"].as_array().unwrap() {
+        let verdicts = nic["verdicts"].as_array().unwrap();
+        assert_eq!(verdicts.len(), Verdict::ALL.len());
+        for (verdict, shown) in Verdict::ALL.iter().zip(verdicts) {
+            assert_eq!(shown["verdict"], verdict.label());
+            assert_eq!(shown["action"], verdict.action().label());
+            assert_eq!(shown["meaning"], verdict.meaning());
+        }
+    }
+
+    // For people: what they look for is there.
+    let rows: [(&[&str], &[&str]); 8] = [
+        (
+            &["status"],
+            &["gw-app", "gw-dev", "native", "1 authorised, 1 requested"],
+        ),
+        (&["app", "list"], &[APP]),
+        (
+            &["terminal", "list"],
+            &[&registration, "phone-0", DEVICE[0]],
+        ),
+        (
+            &["terminal", "show", &registration],
+            &["phone-0", DEVICE[0]],
+        ),
+        (
+            &["session", "list"],
+            &[
+                &session.id,
+                &requested.id,
+                "authorised",
+                "requested",
+                "10.64.0.2:7001",
+            ],
+        ),
+        (
+            &["session", "show", &session.id],
+            &[&registration, "used", "authorised"],
+        ),
+        (&["stats", "--all"], &["gw-app", "bad_tag", "forged"]),
+        (&["completions", "bash"], &["complete", "push-ctl"]),
+    ];
+    for (arguments, expected) in rows {
+        let text = people(lab, arguments);
+        for word in expected {
+            assert!(
+                text.contains(word),
+                "{arguments:?} doesn't say {word:?}:\n{text}"
+            );
+        }
+    }
+
+    // A trigger, by IPv4, and what becomes of it after the session is revoked.
+    let device = lab
+        .udp_socket(Party::Device, socket_address(DEVICE[0], 7001))
+        .unwrap();
+    device
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let gateway = format!("{}:5050", outside(0));
+    let mut send = story
+        .clients()
+        .send_trigger(Path::new(PUSH_CTL), &gateway, &session, "hello");
+    let sent: Value = serde_json::from_str(&xtask::child::output(send.arg("-j")).unwrap()).unwrap();
+    assert_eq!(
+        keys(&sent),
+        BTreeSet::from(["session_id", "sequence", "bytes", "to"])
+    );
+    let mut datagram = [0; 2048];
+    let length = device.recv(&mut datagram).unwrap();
+    let (header, payload) = TriggerHeader::parse(&datagram[..length]).unwrap();
+    assert_eq!(
+        (header.sequence.get(), payload),
+        (sent["sequence"].as_u64().unwrap(), &b"hello"[..])
+    );
+    assert_eq!(
+        lab.push_ctl_json(&["session", "show", &session.id])
+            .unwrap()["packets"],
+        1
+    );
+
+    let revoked = lab
+        .push_ctl_json(&["session", "revoke", &session.id])
+        .unwrap();
+    assert_eq!(
+        (&revoked["id"], &revoked["revoked"]),
+        (&json!(session.id), &json!(true))
+    );
+    let unknown = |lab: &Lab| {
+        let stats = lab.push_ctl_json(&["stats"]).unwrap();
+        stats["nics"][0]["verdicts"][Verdict::UnknownSession as usize]["packets"]
+            .as_u64()
+            .unwrap()
+    };
+    let before = unknown(lab);
+    xtask::child::output(&mut send).unwrap();
+    let begin = std::time::Instant::now();
+    while unknown(lab) == before {
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "the trigger for the revoked session wasn't counted"
+        );
+    }
+    assert_eq!(
+        lab.push_ctl_json(&["session", "list", "--all"])
+            .unwrap()
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+
+    // Removing the application ends its sessions.
+    people(lab, &["app", "remove", APP]);
+    assert_eq!(lab.push_ctl_json(&["session", "list"]).unwrap(), json!([]));
+    let log = lab.log();
+    for action in ["app", "revoke"] {
+        assert!(
+            log.lines().any(|line| line.contains("audit")
+                && line.contains(action)
+                && line.contains("uid=0")),
+            "no audit line of {action}:\n{log}"
+        );
+    }
+}
+
+#[test]
+fn a_failure_says_what_to_do_and_sets_the_exit_code() {
+    let story = Story::begin("push-cli-2");
+    let lab = &story.lab;
+    let rows: [(&[&str], i32, &str); 8] = [
+        (&["session", "show", "1234567800000001"], 1, "session list"),
+        (
+            &["session", "revoke", "1234567800000001"],
+            1,
+            "session list",
+        ),
+        (
+            &["terminal", "show", "1234567800000001"],
+            1,
+            "terminal list",
+        ),
+        (&["app", "remove", "nonesuch"], 1, "app list"),
+        (&["app", "add", APP], 1, "app list"),
+        (&["app", "add", "no spaces"], 1, "1 to 64"),
+        (&["session", "show", "xyz"], 2, "16 hexadecimal digits"),
+        (&["frobnicate"], 2, "--help"),
+    ];
+    for (arguments, code, hint) in rows {
+        let output = run(lab, arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(hint), "{arguments:?}: {said}");
+        assert!(output.stdout.is_empty());
+
+        let with_json: Vec<&str> = arguments.iter().copied().chain(["-j"]).collect();
+        let output = run(lab, &with_json);
+        assert_eq!(output.status.code(), Some(code));
+        let problem: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{arguments:?}: no JSON"));
+        assert!(problem["error"].is_string(), "{problem}");
+    }
+}
+
+#[test]
+fn without_a_daemon_it_says_how_to_start_one() {
+    let output = alone(&["--socket", "/nonexistent/admin.sock", "status"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said.contains("/nonexistent/admin.sock") && said.contains("push-ctl run"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_example_configuration_is_right_and_explains_every_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("push.toml");
+    let example = alone(&["config", "example"]).stdout;
+    std::fs::write(&file, &example).unwrap();
+    let file = file.to_str().unwrap();
+    let checked = alone(&["config", "check", "-c", file]);
+    assert!(
+        checked.status.success(),
+        "{}",
+        String::from_utf8_lossy(&checked.stderr)
+    );
+    let example = String::from_utf8(example).unwrap();
+    for key in [
+        "state_dir",
+        "pin_dir",
+        "admin_socket",
+        "slots",
+        "default_lifetime",
+        "max_lifetime",
+        "port",
+        "keep_source",
+        "allow_generic",
+        "require_perfmon",
+        "name",
+        "role",
+        "trigger_addresses",
+        "listen",
+        "certificate",
+        "private_key",
+    ] {
+        assert!(
+            example.contains(&format!("{key} =")),
+            "{key} is not in the example"
+        );
+    }
+}
+
+#[test]
+fn a_token_comes_from_a_file_or_standard_input_and_never_by_argument() {
+    let receiver = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    receiver
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let to = receiver.local_addr().unwrap().to_string();
+    let token = "ptk_00112233445566778899aabbccddeeff";
+    let send = [
+        "trigger",
+        "send",
+        "--to",
+        &to,
+        "--session",
+        "deadbeef00001234",
+        "--sequence",
+        "5",
+        "--payload",
+        "x",
+    ];
+    let mut child = Command::new(PUSH_CTL)
+        .args(send)
+        .args(["--token-file", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(token.as_bytes())
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    let mut datagram = [0; 100];
+    let length = receiver.recv(&mut datagram).unwrap();
+    let (header, payload) = TriggerHeader::parse(&datagram[..length]).unwrap();
+    let key = token.parse::<push_common::token::Token>().unwrap().key();
+    assert_eq!(
+        (header.sequence.get(), header.verify(key, payload)),
+        (5, Ok(()))
+    );
+
+    let by_argument: Vec<&str> = send.into_iter().chain(["--token", token]).collect();
+    assert_eq!(alone(&by_argument).status.code(), Some(2));
+
+    let folder = tempfile::tempdir().unwrap();
+    let bad = folder.path().join("bad");
+    std::fs::write(&bad, format!("{token}0")).unwrap();
+    let with_bad: Vec<&str> = send
+        .into_iter()
+        .chain(["--token-file", bad.to_str().unwrap()])
+        .collect();
+    let output = alone(&with_bad);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said.contains("ptk_") && !said.contains("00112233"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_reason_to_panic() {
+    let script = format!("'{PUSH_CTL}' completions bash | head -n 1; exit ${{PIPESTATUS[0]}}");
+    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+    assert!(
+        output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

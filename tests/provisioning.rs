@@ -1,0 +1,662 @@
+//! Devices and application servers, played by libcoap's client and curl: who gets what, and who is
+//! refused, with which cause.
+
+use crate::story::{APP, PUSH_CTL, Story, inside, outside, socket_address};
+use coap_lite::{
+    CoapOption, ContentFormat, MessageClass, MessageType, Packet, RequestType, ResponseType,
+};
+use serde_json::{Value, json};
+use std::net::UdpSocket;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use xtask::clients::Answer;
+use xtask::lab::{Config, DEVICE, GATEWAY_INSIDE, Lab, Options, Party};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// The code and text of a refusal, such as `4.03 not registered`.
+fn refused(answer: Answer) -> String {
+    match answer {
+        Answer::Refused(why) => why,
+        Answer::Success(pairs) => panic!("not refused: {:?}", pairs.keys()),
+    }
+}
+
+fn session_ids(lab: &Lab, state: &str) -> Vec<String> {
+    let sessions = lab.push_ctl_json(&["session", "list"]).unwrap();
+    let of_state = sessions
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|session| session["state"] == state);
+    of_state
+        .map(|session| session["id"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn only_a_validated_session_is_in_the_data_plane() {
+    let story = Story::begin("push-prov-1");
+    let lab = &story.lab;
+    for family in [0, 1] {
+        let registration = story.registered(family);
+        let session = story.requested(family, &registration, "one", 7000);
+        assert_eq!(session_ids(lab, "requested"), [&*session.id]);
+        assert!(
+            !kernel_has(lab, &session.id),
+            "in the kernel before it was validated"
+        );
+
+        for _twice in 0..2 {
+            let clients = story.clients();
+            let (status, answer) = clients
+                .validate(
+                    &outside(family),
+                    &session.id,
+                    (Some(&story.app_key), &session.request_file),
+                )
+                .unwrap();
+            assert_eq!((status, &answer["authorised"]), (200, &Value::from(true)));
+            assert_eq!(answer["trigger_port"], 5050);
+            let trigger_addresses = answer["trigger_addresses"].as_array().unwrap();
+            assert!(
+                trigger_addresses.contains(&json!(xtask::lab::GATEWAY_OUTSIDE[family])),
+                "{answer}"
+            );
+        }
+        assert!(kernel_has(lab, &session.id));
+
+        let uri = format!(
+            "coap://{}/rd/{registration}/s/{}",
+            inside(family),
+            session.id
+        );
+        story
+            .clients()
+            .coap(Party::Device, "delete", DEVICE[family], &uri)
+            .unwrap();
+        assert!(
+            !kernel_has(lab, &session.id),
+            "in the kernel after the device ended it"
+        );
+    }
+}
+
+/// Whether a slot of the session table has this session's generation: bpftool's answer.
+fn kernel_has(lab: &Lab, session: &str) -> bool {
+    let id: push_common::wire::SessionId = session.parse().unwrap();
+    let map = lab.folder().join("bpf/push/push_sessions");
+    let key = id.slot().to_le_bytes().map(|byte| byte.to_string());
+    let mut bpftool = xtask::child::command("bpftool");
+    bpftool
+        .args(["-j", "map", "lookup", "pinned"])
+        .arg(map)
+        .arg("key")
+        .args(key);
+    let record: Value = serde_json::from_str(&xtask::child::output(&mut bpftool).unwrap()).unwrap();
+    let byte = |at: usize| {
+        u8::from_str_radix(
+            record["value"][at]
+                .as_str()
+                .unwrap()
+                .trim_start_matches("0x"),
+            16,
+        )
+        .unwrap()
+    };
+    u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]) == id.generation()
+}
+
+#[test]
+fn a_terminal_that_is_not_in_the_first_operative_state_gets_no_session() {
+    let story = Story::begin("push-prov-2");
+    let clients = story.clients();
+    let gateway = inside(0);
+    let ask = |registration: &str| {
+        let uri = format!("coap://{gateway}/rd/{registration}/s?app={APP}&inst=one&port=7000");
+        refused(
+            clients
+                .coap(Party::Device, "post", DEVICE[0], &uri)
+                .unwrap(),
+        )
+    };
+    let why = ask("0123456789abcdef");
+    assert!(why.starts_with("4.03"), "never registered: {why}");
+
+    let registration = story.registered(0);
+    clients
+        .coap(
+            Party::Device,
+            "delete",
+            DEVICE[0],
+            &format!("coap://{gateway}/rd/{registration}"),
+        )
+        .unwrap();
+    let why = ask(&registration);
+    assert!(
+        why.starts_with("4.03") && why.contains("deregistered"),
+        "deregistered: {why}"
+    );
+
+    let registration = clients
+        .register(Party::Device, DEVICE[0], &gateway, "ep=short&lt=1")
+        .unwrap();
+    let begin = Instant::now();
+    loop {
+        let uri = format!("coap://{gateway}/rd/{registration}/s?app={APP}&inst=one&port=7000");
+        match clients
+            .coap(Party::Device, "post", DEVICE[0], &uri)
+            .unwrap()
+        {
+            Answer::Success(_) => assert!(begin.elapsed() < LIMIT, "never expires"),
+            Answer::Refused(why) => {
+                assert!(
+                    why.starts_with("4.03") && why.contains("expired"),
+                    "expired: {why}"
+                );
+                break;
+            }
+        }
+    }
+    assert_eq!(
+        session_ids(&story.lab, "requested"),
+        [] as [&str; 0],
+        "sessions outlived their registration"
+    );
+}
+
+#[test]
+fn devices_are_refused_with_a_code_and_a_reason() {
+    let story = Story::with(&Options {
+        config: Config {
+            slots: 4,
+            ..Config::default()
+        },
+        device_addresses: vec!["10.64.0.3/16".into()],
+        ..Options::new("push-prov-3", Path::new(PUSH_CTL))
+    });
+    let clients = story.clients();
+    let registration = story.registered(0);
+    let gateway = inside(0);
+    let post = |source: &str, path: &str| {
+        refused(
+            clients
+                .coap(
+                    Party::Device,
+                    "post",
+                    source,
+                    &format!("coap://{gateway}/{path}"),
+                )
+                .unwrap(),
+        )
+    };
+    let sessions = format!("rd/{registration}/s");
+    let rows = [
+        (
+            DEVICE[0],
+            format!("{sessions}?app=unknown&inst=a&port=1"),
+            "4.04",
+            "no such application",
+        ),
+        (
+            DEVICE[0],
+            format!("{sessions}?app={APP}&inst=a"),
+            "4.00",
+            "port is missing",
+        ),
+        (
+            DEVICE[0],
+            format!("{sessions}?app={APP}&inst=a&port=0"),
+            "4.00",
+            "port must be",
+        ),
+        (
+            DEVICE[0],
+            format!("{sessions}?app={APP}&inst=a&port=70000"),
+            "4.00",
+            "port must be",
+        ),
+        (DEVICE[0], "rd?lt=60".to_owned(), "4.00", "ep"),
+        (
+            DEVICE[0],
+            "rd?ep=x&lt=soon".to_owned(),
+            "4.00",
+            "lt must be",
+        ),
+        (DEVICE[0], "elsewhere".to_owned(), "4.04", ""),
+        (
+            "10.64.0.3",
+            format!("{sessions}?app={APP}&inst=a&port=1"),
+            "4.03",
+            "another address",
+        ),
+        (
+            "10.64.0.3",
+            "rd?ep=phone-0".to_owned(),
+            "4.03",
+            "another address",
+        ),
+    ];
+    for (source, path, code, reason) in rows {
+        let why = post(source, &path);
+        assert!(
+            why.starts_with(code) && why.contains(reason),
+            "{path}: {why}"
+        );
+    }
+    for instance in ["a", "b", "c", "d"] {
+        story.requested(0, &registration, instance, 7000);
+    }
+    let why = post(DEVICE[0], &format!("{sessions}?app={APP}&inst=e&port=7000"));
+    assert!(why.starts_with("5.03"), "a full table: {why}");
+    story.requested(0, &registration, "a", 7001); // takes the place of the one before
+    assert_eq!(session_ids(&story.lab, "requested").len(), 4);
+}
+
+#[test]
+fn application_servers_are_refused_with_a_cause() {
+    let story = Story::begin("push-prov-4");
+    let clients = story.clients();
+    let registration = story.registered(0);
+    let session = story.requested(0, &registration, "one", 7000);
+    let other_app = clients.add_app("other").unwrap();
+    let bad_key = clients
+        .secret_file(
+            "bad.header",
+            &format!("Authorization: Bearer pak_{}", "0".repeat(64)),
+        )
+        .unwrap();
+    let wrong = clients
+        .secret_file(
+            "wrong.json",
+            &json!({ "token": format!("ptk_{}", "0".repeat(32)) }).to_string(),
+        )
+        .unwrap();
+    let no_token = clients.secret_file("none.json", "{}").unwrap();
+    let no_json = clients.secret_file("no.json", "token").unwrap();
+    let large = clients
+        .secret_file("large.json", &"x".repeat(10 << 20))
+        .unwrap();
+    let (key, good) = (Some(&*story.app_key), &*session.request_file);
+    let unknown = "1234567800000001";
+    // Name, session, header with the key, body; status and cause.
+    type Row<'a> = (&'a str, &'a str, Option<&'a Path>, &'a Path, u16, &'a str);
+    let rows: [Row<'_>; 8] = [
+        ("no key", &session.id, None, good, 401, "invalid-app-key"),
+        (
+            "a wrong key",
+            &session.id,
+            Some(&bad_key),
+            good,
+            401,
+            "invalid-app-key",
+        ),
+        (
+            "another application",
+            &session.id,
+            Some(&other_app),
+            good,
+            404,
+            "unknown-session",
+        ),
+        (
+            "an unknown session",
+            unknown,
+            key,
+            good,
+            404,
+            "unknown-session",
+        ),
+        (
+            "a wrong token",
+            &session.id,
+            key,
+            &wrong,
+            403,
+            "token-mismatch",
+        ),
+        ("no token", &session.id, key, &no_token, 400, ""),
+        ("no JSON", &session.id, key, &no_json, 400, ""),
+        ("ten megabytes", &session.id, key, &large, 413, ""),
+    ];
+    for (name, id, header, body, expected, cause) in rows {
+        let (status, problem) = clients.validate(&outside(0), id, (header, body)).unwrap();
+        assert_eq!(status, expected, "{name}: {problem}");
+        assert_eq!(problem["status"], expected, "{name}");
+        let kind = problem["type"].as_str().unwrap();
+        assert!(
+            kind.starts_with("urn:push:problem:") && kind.ends_with(cause),
+            "{name}: {problem}"
+        );
+        assert!(
+            problem["title"].is_string() && problem["detail"].is_string(),
+            "{name}: {problem}"
+        );
+    }
+    assert_eq!(session_ids(&story.lab, "authorised"), [] as [&str; 0]);
+
+    story
+        .lab
+        .push_ctl_json(&["session", "revoke", &session.id])
+        .unwrap();
+    let (status, problem) = clients
+        .validate(&outside(0), &session.id, (key, good))
+        .unwrap();
+    assert_eq!(
+        (status, &problem["type"]),
+        (410, &json!("urn:push:problem:session-ended"))
+    );
+    assert!(
+        problem["detail"].as_str().unwrap().contains("revoked"),
+        "{problem}"
+    );
+}
+
+#[test]
+fn the_external_interface_describes_itself() {
+    let story = Story::begin("push-prov-5");
+    let mut curl = story.lab.exec_in(Party::Application, "curl");
+    curl.args(["-sS", "--cacert"])
+        .arg(story.lab.certificate_path());
+    curl.arg(format!("https://{}:8443/openapi.json", outside(1)));
+    let api: Value = serde_json::from_str(&xtask::child::output(&mut curl).unwrap()).unwrap();
+    assert!(api["openapi"].as_str().unwrap().starts_with("3."));
+    let validate = &api["paths"]["/v1/sessions/{session_id}/validate"]["post"];
+    for status in ["200", "401", "403", "404", "410"] {
+        assert!(
+            validate["responses"][status].is_object(),
+            "{status}: {validate}"
+        );
+    }
+}
+
+#[test]
+fn a_restart_brings_everything_back() {
+    let story = Story::begin("push-prov-6");
+    let lab = &story.lab;
+    story.authorised(0, 7000);
+    story.authorised(1, 7000);
+    let registration = story.registered(0);
+    story.requested(0, &registration, "two", 7001);
+    let seen = || {
+        let list = |noun: &str| {
+            let mut rows = lab.push_ctl_json(&[noun, "list"]).unwrap();
+            for row in rows.as_array_mut().unwrap() {
+                row.as_object_mut().unwrap().remove("expires_in_s");
+            }
+            rows
+        };
+        (list("app"), list("terminal"), list("session"))
+    };
+    let before = seen();
+    assert_eq!(before.2.as_array().unwrap().len(), 3);
+    for kill in [false, true] {
+        if kill {
+            lab.kill().unwrap();
+        } else {
+            lab.stop().unwrap();
+        }
+        lab.start().unwrap();
+        assert_eq!(seen(), before);
+    }
+    // Keys too: the token handed out before is good, and so is the application's key.
+    let session = story.requested(0, &registration, "three", 7002);
+    lab.stop().unwrap();
+    lab.start().unwrap();
+    story
+        .clients()
+        .authorise(&outside(0), &story.app_key, &session)
+        .unwrap();
+    let store = std::fs::read(lab.folder().join("state/push.redb")).unwrap();
+    let token = std::fs::read_to_string(&session.token_file).unwrap();
+    let secret = hex::decode(token.trim().strip_prefix("ptk_").unwrap()).unwrap();
+    assert!(
+        !contains(&store, &secret) && !contains(&store, token.trim().as_bytes()),
+        "a token is in the store"
+    );
+    assert!(!lab.log().contains(token.trim()), "a token is in the log");
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack
+        .windows(needle.len())
+        .any(|window| window == needle)
+}
+
+/// A push client that speaks CoAP by hand, to do what libcoap's client doesn't.
+struct RawDevice<'a> {
+    socket: UdpSocket,
+    lab: &'a Lab,
+}
+
+impl<'a> RawDevice<'a> {
+    fn new(lab: &'a Lab, address: &str) -> Self {
+        let socket = lab
+            .udp_socket(Party::Device, socket_address(address, 0))
+            .unwrap();
+        socket
+            .connect(socket_address(GATEWAY_INSIDE[0], 5683))
+            .unwrap();
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        Self { socket, lab }
+    }
+
+    fn post(message_id: u16, path: &[&str], query: &[&str], echo: Option<&[u8]>) -> Packet {
+        let mut packet = Packet::new();
+        packet.header.set_version(1);
+        packet.header.set_type(MessageType::Confirmable);
+        packet.header.code = MessageClass::Request(RequestType::Post);
+        packet.header.message_id = message_id;
+        packet.set_token(vec![7]);
+        for segment in path {
+            packet.add_option(CoapOption::UriPath, segment.as_bytes().to_vec());
+        }
+        for parameter in query {
+            packet.add_option(CoapOption::UriQuery, parameter.as_bytes().to_vec());
+        }
+        if let Some(echo) = echo {
+            packet.add_option(CoapOption::Unknown(252), echo.to_vec());
+        }
+        packet
+    }
+
+    /// Sends, and gives the bytes of the answer.
+    fn exchange(&self, datagram: &[u8]) -> Vec<u8> {
+        self.socket.send(datagram).unwrap();
+        let mut answer = vec![0; 2048];
+        let length = self
+            .socket
+            .recv(&mut answer)
+            .unwrap_or_else(|error| panic!("{error}; {}", self.lab.log()));
+        answer.truncate(length);
+        answer
+    }
+
+    fn ask(&self, packet: &Packet) -> Packet {
+        Packet::from_bytes(&self.exchange(&packet.to_bytes().unwrap())).unwrap()
+    }
+}
+
+fn echo_of(answer: &Packet) -> Vec<u8> {
+    assert_eq!(
+        answer.header.code,
+        MessageClass::Response(ResponseType::Unauthorized)
+    );
+    answer
+        .get_option(CoapOption::Unknown(252))
+        .unwrap()
+        .front()
+        .unwrap()
+        .clone()
+}
+
+fn location(answer: &Packet) -> Vec<String> {
+    assert_eq!(
+        answer.header.code,
+        MessageClass::Response(ResponseType::Created)
+    );
+    let segments = answer.get_option(CoapOption::LocationPath).unwrap();
+    segments
+        .iter()
+        .map(|segment| String::from_utf8(segment.clone()).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_retransmitted_request_is_answered_again_but_not_carried_out_twice() {
+    let story = Story::begin("push-prov-7");
+    let device = RawDevice::new(&story.lab, DEVICE[0]);
+    let challenge = device.ask(&RawDevice::post(1, &["rd"], &["ep=raw"], None));
+    let echo = echo_of(&challenge);
+    let registered = device.ask(&RawDevice::post(2, &["rd"], &["ep=raw"], Some(&echo)));
+    let [_, registration] = &location(&registered)[..] else {
+        panic!()
+    };
+    assert_eq!(
+        registered.get_content_format(),
+        Some(ContentFormat::ApplicationCBOR)
+    );
+
+    let app = format!("app={APP}");
+    let query = [&*app, "inst=one", "port=7000"];
+    let request = RawDevice::post(3, &["rd", registration, "s"], &query, None)
+        .to_bytes()
+        .unwrap();
+    let first = device.exchange(&request);
+    assert_eq!(
+        device.exchange(&request),
+        first,
+        "the retransmission has the same session and token"
+    );
+    assert_eq!(session_ids(&story.lab, "requested").len(), 1);
+    let anew = RawDevice::post(4, &["rd", registration, "s"], &query, None)
+        .to_bytes()
+        .unwrap();
+    assert_ne!(
+        device.exchange(&anew),
+        first,
+        "another message id is another request"
+    );
+}
+
+#[test]
+fn an_address_has_to_be_proved_and_sessions_follow_a_device_that_moves() {
+    let story = Story::with(&Options {
+        device_addresses: vec!["10.64.0.3/16".into()],
+        ..Options::new("push-prov-8", Path::new(PUSH_CTL))
+    });
+    let lab = &story.lab;
+    let (here, there) = (
+        RawDevice::new(lab, DEVICE[0]),
+        RawDevice::new(lab, "10.64.0.3"),
+    );
+    let request = RawDevice::post(1, &["rd"], &["ep=mover"], None);
+    let sent = request.to_bytes().unwrap();
+    let challenge = here.exchange(&sent);
+    assert!(
+        challenge.len() <= sent.len() + 8,
+        "{} bytes for {}",
+        challenge.len(),
+        sent.len()
+    );
+    let echo = echo_of(&Packet::from_bytes(&challenge).unwrap());
+    assert_eq!(
+        lab.push_ctl_json(&["terminal", "list"]).unwrap(),
+        json!([]),
+        "something was remembered"
+    );
+    let elsewhere = there.ask(&RawDevice::post(1, &["rd"], &["ep=mover"], Some(&echo)));
+    let moved_echo = echo_of(&elsewhere); // the proof of one address is none of another
+
+    let registered = here.ask(&RawDevice::post(2, &["rd"], &["ep=mover"], Some(&echo)));
+    let registration = location(&registered)[1].clone();
+    let session = story.requested(0, &registration, "one", 7000);
+    story
+        .clients()
+        .authorise(&outside(0), &story.app_key, &session)
+        .unwrap();
+
+    let unproven = there.ask(&RawDevice::post(2, &["rd", &registration], &[], None));
+    assert_eq!(
+        unproven.header.code,
+        MessageClass::Response(ResponseType::Unauthorized)
+    );
+    let shown = || {
+        lab.push_ctl_json(&["session", "show", &session.id])
+            .unwrap()["device"]
+            .clone()
+    };
+    assert_eq!(shown(), "10.64.0.2:7000");
+    let moved = there.ask(&RawDevice::post(
+        3,
+        &["rd", &registration],
+        &[],
+        Some(&moved_echo),
+    ));
+    assert_eq!(
+        moved.header.code,
+        MessageClass::Response(ResponseType::Changed)
+    );
+    assert_eq!(shown(), "10.64.0.3:7000");
+
+    let device = lab
+        .udp_socket(Party::Device, socket_address("10.64.0.3", 7000))
+        .unwrap();
+    device.set_read_timeout(Some(LIMIT)).unwrap();
+    let gateway = format!("{}:5050", outside(0));
+    let mut send = story
+        .clients()
+        .send_trigger(Path::new(PUSH_CTL), &gateway, &session, "moved");
+    xtask::child::output(&mut send).unwrap();
+    let mut datagram = [0; 2048];
+    let length = device.recv(&mut datagram).unwrap();
+    assert!(datagram[..length].ends_with(b"moved"));
+}
+
+#[test]
+fn what_is_not_coap_is_survived() {
+    let story = Story::begin("push-prov-9");
+    let device = RawDevice::new(&story.lab, DEVICE[0]);
+    let ping = [0x40, 0, 0x12, 0x34];
+    assert_eq!(
+        device.exchange(&ping),
+        [0x70, 0, 0x12, 0x34],
+        "a ping is answered by a Reset"
+    );
+    let broken = [0x40, 2, 0x12, 0x35, 0xFF];
+    assert_eq!(
+        device.exchange(&broken),
+        [0x70, 0, 0x12, 0x35],
+        "a payload marker without payload"
+    );
+    let good = RawDevice::post(9, &["rd"], &["ep=x"], None)
+        .to_bytes()
+        .unwrap();
+    let mut noise: u32 = 1;
+    for round in 0..20_000_usize {
+        noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let mut datagram = good.clone();
+        let at = round % datagram.len();
+        datagram[at] ^= (noise >> 24) as u8;
+        datagram.truncate(1 + (noise as usize >> 8) % datagram.len());
+        device.socket.send(&datagram).unwrap();
+    }
+    // Some of this, and a ping too, may find the socket full. What was answered meanwhile has other
+    // message ids.
+    let short = Duration::from_millis(200);
+    device.socket.set_read_timeout(Some(short)).unwrap();
+    let (begin, mut asked) = (Instant::now(), None::<Instant>);
+    let mut answer = [0; 2048];
+    loop {
+        if asked.is_none_or(|at| at.elapsed() > short) {
+            device.socket.send(&[0x40, 0, 0xAB, 0xCD]).unwrap();
+            asked = Some(Instant::now());
+        }
+        let length = device.socket.recv(&mut answer).unwrap_or(0);
+        if answer[..length] == [0x70, 0, 0xAB, 0xCD] {
+            break;
+        }
+        assert!(begin.elapsed() < LIMIT, "no answer to a ping any more");
+    }
+    assert!(story.lab.push_ctl_json(&["status"]).is_ok());
+}
