@@ -9,32 +9,28 @@
 //! | `push_meta`, `push_sessions`, `push_sources`, `push_counters` | the maps |
 //! | `link_NIC` | the attachment to a NIC (`.` in a name becomes `%`) |
 
-#![expect(
-    unsafe_code,
-    reason = "the session table is memory shared with the kernel; if_nametoindex is C"
-)]
-
+mod attach;
 mod gates;
 mod netlink;
+mod pins;
 mod table;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use aya::maps::{Array, MapData, PerCpuArray};
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp, XdpMode};
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use anyhow::{Context, Result, anyhow, ensure};
+use attach::{attach, detach_others, load, xdp};
+use aya::Ebpf;
+use aya::maps::{MapData, PerCpuArray};
+use aya::programs::links::FdLink;
+use aya::programs::{TestRun, TestRunOptions};
+use pins::{adoptable, assign_nic_indices, pinned_map, source_record, write_meta, write_sources};
 use push_common::maps::{
-    COUNTERS, Counters, LAYOUT_VERSION, MAX_NICS, MAX_SOURCES, META, Meta, NIC_CONFIG,
-    NIC_NAME_LEN, NicConfig, PROGRAM, SESSIONS, SOURCES, SourceRecord,
+    COUNTERS, Counters, LAYOUT_VERSION, META, Meta, NicConfig, SESSIONS, SOURCES, SourceRecord,
 };
 use push_common::tag::TagKey;
 use push_common::verdict::Verdict;
 use push_common::wire::SessionId;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use table::SessionTable;
 
@@ -421,351 +417,6 @@ pub fn object() -> &'static [u8] {
     OBJECT
 }
 
-/// What is pinned, if it can be adopted; with layout version 0 if there is nothing.
-fn adoptable(settings: &Settings) -> Result<Meta> {
-    let pin_dir = &settings.pin_dir;
-    let has_link = pins(pin_dir)?
-        .iter()
-        .any(|pin| pin.starts_with(LINK_PREFIX));
-    let remove = format!(
-        "to start from nothing, which ends all forwarding until devices and applications are back: rm -r {}",
-        pin_dir.display()
-    );
-    let nothing = bytemuck::Zeroable::zeroed();
-    if !pin_dir.join(META).exists() {
-        ensure!(
-            !has_link,
-            "pin_dir {} has links but no maps; {remove}",
-            pin_dir.display()
-        );
-        unpin_maps(pin_dir)?;
-        return Ok(nothing);
-    }
-    let map = Array::<_, MetaBytes>::try_from(aya::maps::Map::Array(pinned_map(pin_dir, META)?));
-    let bytes = map.and_then(|map| map.get(&0, 0)).map_err(|_| {
-        anyhow!(
-            "the maps in pin_dir {} are of another version of push than this one; {remove}",
-            pin_dir.display()
-        )
-    })?;
-    let meta: Meta = bytemuck::pod_read_unaligned(&bytes);
-    if meta.layout_version == 0 && !has_link {
-        // Its maker didn't come to the end; nothing was attached.
-        unpin_maps(pin_dir)?;
-        return Ok(nothing);
-    }
-    ensure!(
-        meta.layout_version == LAYOUT_VERSION,
-        "the maps in pin_dir {} have layout {}, this program needs layout {LAYOUT_VERSION}; start the version of \
-         push that made them, or, {remove}",
-        pin_dir.display(),
-        meta.layout_version,
-    );
-    ensure!(
-        meta.session_slots == settings.session_slots,
-        "the session table in pin_dir {} has {slots} slots, sessions.slots is {}; set it to {slots}, or, {remove}",
-        pin_dir.display(),
-        settings.session_slots,
-        slots = meta.session_slots,
-    );
-    Ok(meta)
-}
-
-/// An index for each NIC: the one it had, so that it keeps its counters, or a free one.
-fn assign_nic_indices(meta: &mut Meta, nics: &[Nic]) -> Result<Vec<u32>> {
-    for entry in &mut meta.nics {
-        if !nics.iter().any(|nic| padded(&nic.name) == *entry) {
-            *entry = [0; NIC_NAME_LEN];
-        }
-    }
-    nics.iter()
-        .map(|nic| {
-            let name = padded(&nic.name);
-            let index = meta.nics.iter().position(|entry| *entry == name);
-            let index = index.or_else(|| {
-                meta.nics
-                    .iter()
-                    .position(|entry| *entry == [0; NIC_NAME_LEN])
-            });
-            let index = index.with_context(|| format!("more than {MAX_NICS} NICs"))?;
-            meta.nics[index] = name;
-            Ok(u32::try_from(index)?)
-        })
-        .collect()
-}
-
-/// Loads the program for one NIC, with the maps that are pinned; pins those that aren't.
-fn load(settings: &Settings, config: &NicConfig) -> Result<Ebpf> {
-    let config: [u8; size_of::<NicConfig>()] = bytemuck::must_cast(*config);
-    let mut loader = EbpfLoader::new();
-    for map in [META, SESSIONS, SOURCES, COUNTERS] {
-        loader.map_pin_path(map, settings.pin_dir.join(map));
-    }
-    let mut program = loader
-        .map_max_entries(SESSIONS, settings.session_slots)
-        .override_global(NIC_CONFIG, &config, true)
-        .load(OBJECT)
-        .map_err(|error| match io_error(&error) {
-            Some(io) => anyhow!("cannot make the BPF maps: {}: {io}", gates::explain(io)),
-            None => anyhow!(error).context("cannot load the BPF object"),
-        })?;
-    #[cfg(feature = "log")]
-    print_log(&mut program)?;
-    xdp(&mut program)?.load().map_err(|error| match error {
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => {
-            let log = verifier_log.to_string();
-            tracing::debug!("verifier: {log}");
-            let statistics = ["verification time", "stack depth", "processed"];
-            let is_statistics =
-                |line: &&str| statistics.iter().any(|start| line.starts_with(start));
-            let reason = log
-                .lines()
-                .rev()
-                .find(|line| !line.is_empty() && !is_statistics(line))
-                .unwrap_or("no log");
-            anyhow!(
-                "cannot load the XDP program: {}: {io_error}: {reason}",
-                gates::explain(&io_error)
-            )
-        }
-        other => anyhow!(other).context("cannot load the XDP program"),
-    })?;
-    Ok(program)
-}
-
-/// Prints what the program logs, which is only what it drops, by number of the verdict.
-#[cfg(feature = "log")]
-fn print_log(program: &mut Ebpf) -> Result<()> {
-    use tokio::io::Interest;
-    use tokio::io::unix::AsyncFd;
-    let log =
-        aya_log::EbpfLogger::init(program).context("cannot read the log of the XDP program")?;
-    #[expect(
-        deprecated,
-        reason = "its successor is unsafe; the logger owns its descriptor and keeps it"
-    )]
-    let mut log = AsyncFd::with_interest(log, Interest::READABLE)?;
-    tokio::spawn(async move {
-        while let Ok(mut ready) = log.readable_mut().await {
-            ready.get_inner_mut().flush();
-            ready.clear_ready();
-        }
-    });
-    Ok(())
-}
-
-/// Puts `program` in place of the one on a pinned link, or else attaches it and pins the link.
-async fn attach(
-    settings: &Settings,
-    nic: &Nic,
-    interface: u32,
-    config: NicConfig,
-    mut program: Ebpf,
-    warnings: &mut Vec<String>,
-) -> Result<Attached> {
-    let pin = settings.pin_dir.join(link_pin(&nic.name));
-    if pin.exists() {
-        let replaced = replace_program(&mut program, &pin);
-        let seen = netlink::attached_program(interface).await?;
-        let program_id = xdp(&mut program)?.info()?.id();
-        match replaced {
-            Ok(link) if seen.is_some_and(|seen| seen.program_id == program_id) => {
-                tracing::info!(
-                    nic = nic.name,
-                    program_id,
-                    "adopted the link and replaced its program"
-                );
-                return Ok(Attached {
-                    nic: nic.clone(),
-                    interface,
-                    config,
-                    program,
-                    link,
-                    adopted: true,
-                });
-            }
-            // The NIC that the link was for has gone; another one has its name now.
-            Ok(_) | Err(_) => {
-                tracing::warn!(
-                    nic = nic.name,
-                    "the pinned link is not attached to this NIC any more; attaching anew"
-                );
-                std::fs::remove_file(&pin)
-                    .with_context(|| format!("cannot remove {}", pin.display()))?;
-            }
-        }
-    }
-
-    let native = attach_anew(&mut program, interface, XdpMode::Driver);
-    let link = match native {
-        Ok(link) => link,
-        Err(error) if settings.allow_generic && !is_busy(&error) => {
-            warnings.push(format!(
-                "{} is in generic mode, which is slow: native mode failed: {error:#}",
-                nic.name
-            ));
-            attach_anew(&mut program, interface, XdpMode::Skb)
-                .with_context(|| refused(nic, "generic"))?
-        }
-        Err(error) if is_busy(&error) => {
-            let other = netlink::attached_program(interface).await?;
-            let id = other.map_or(0, |other| other.program_id);
-            bail!(
-                "another XDP program ({}, id {id}) is attached to {nic}; it is left alone. Detach it first: \
-                 ip link set dev {nic} xdp off, or remove the pin of its link",
-                program_name(id),
-                nic = nic.name,
-            );
-        }
-        Err(error) => {
-            let why = error
-                .downcast_ref::<io::Error>()
-                .map_or("the kernel refused", gates::explain);
-            return Err(error.context(format!("{}: {why}", refused(nic, "native"))));
-        }
-    };
-    let link = link
-        .pin(&pin)
-        .with_context(|| format!("cannot pin the link as {}", pin.display()))?
-        .into();
-
-    let program_id = xdp(&mut program)?.info()?.id();
-    let seen = netlink::attached_program(interface).await?;
-    let seen = seen
-        .filter(|seen| seen.program_id == program_id)
-        .with_context(|| {
-            format!(
-                "the kernel accepted the program for {} but doesn't show it there",
-                nic.name
-            )
-        })?;
-    tracing::info!(nic = nic.name, program_id, mode = seen.mode, "attached");
-    Ok(Attached {
-        nic: nic.clone(),
-        interface,
-        config,
-        program,
-        link,
-        adopted: false,
-    })
-}
-
-/// Puts `program` in place of the one that the pinned link has, in one step.
-fn replace_program(program: &mut Ebpf, pin: &Path) -> Result<FdLink> {
-    let program = xdp(program)?;
-    let link = XdpLink::try_from(FdLink::from(PinnedLink::from_pin(pin)?))?;
-    let id = program.attach_to_link(link)?;
-    Ok(program.take_link(id)?.try_into()?)
-}
-
-fn attach_anew(program: &mut Ebpf, interface: u32, mode: XdpMode) -> Result<FdLink> {
-    let program = xdp(program)?;
-    let id = program
-        .attach_to_if_index(interface, mode)
-        .map_err(|error| match error {
-            ProgramError::SyscallError(error) => anyhow::Error::from(error.io_error),
-            other => other.into(),
-        })?;
-    // aya goes by netlink where the kernel makes no link (EINVAL); it can't be pinned.
-    let link = FdLink::try_from(program.take_link(id)?);
-    link.context("the kernel attached the program, but not by a link; ip link set dev NIC xdp off detaches it")
-}
-
-fn refused(nic: &Nic, mode: &str) -> String {
-    format!("cannot attach to {} in {mode} mode", nic.name)
-}
-
-/// Detaches from NICs that an earlier configuration had.
-fn detach_others(settings: &Settings) -> Result<()> {
-    for pin in pins(&settings.pin_dir)? {
-        if pin.starts_with(LINK_PREFIX)
-            && !settings.nics.iter().any(|nic| link_pin(&nic.name) == pin)
-        {
-            std::fs::remove_file(settings.pin_dir.join(&pin))
-                .with_context(|| format!("cannot remove the pin {pin}"))?;
-            tracing::info!(
-                pin,
-                "detached from a NIC that is no longer in the configuration"
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Makes sure that the map has all `addresses`, and returns what is in it. What live sessions refer
-/// to stays where it is.
-fn write_sources(map: MapData, addresses: &[SocketAddr]) -> Result<Vec<SourceRecord>> {
-    let mut map = Array::<_, SourceBytes>::try_from(aya::maps::Map::Array(map))?;
-    let mut records: Vec<SourceRecord> = map
-        .iter()
-        .map(|bytes| bytes.map(|bytes| bytemuck::pod_read_unaligned(&bytes)))
-        .collect::<Result<_, _>>()
-        .context("cannot read the map of sources")?;
-    for wanted in addresses.iter().copied().map(source_record) {
-        if records.contains(&wanted) {
-            continue;
-        }
-        let free = records
-            .iter()
-            .position(|record| record.port == [0; 2])
-            .with_context(|| {
-                format!(
-                    "more than {MAX_SOURCES} addresses in internal.listen since the maps were made"
-                )
-            })?;
-        records[free] = wanted;
-        map.set(
-            u32::try_from(free)?,
-            bytemuck::must_cast::<_, SourceBytes>(wanted),
-            0,
-        )
-        .context("cannot write the map of sources")?;
-    }
-    Ok(records)
-}
-
-fn write_meta(map: MapData, meta: &Meta) -> Result<()> {
-    let mut map = Array::<_, MetaBytes>::try_from(aya::maps::Map::Array(map))?;
-    map.set(0, bytemuck::must_cast::<_, MetaBytes>(*meta), 0)
-        .context("cannot write the map of meta data")
-}
-
-fn pinned_map(pin_dir: &Path, name: &str) -> Result<MapData> {
-    let pin = pin_dir.join(name);
-    MapData::from_pin(&pin).with_context(|| format!("cannot open the pinned map {}", pin.display()))
-}
-
-fn unpin_maps(pin_dir: &Path) -> Result<()> {
-    for map in [META, SESSIONS, SOURCES, COUNTERS] {
-        let pin = pin_dir.join(map);
-        if pin.exists() {
-            std::fs::remove_file(&pin)
-                .with_context(|| format!("cannot remove the unfinished {}", pin.display()))?;
-        }
-    }
-    Ok(())
-}
-
-const LINK_PREFIX: &str = "link_";
-
-/// bpffs doesn't take dots in names, and the names of NICs don't have percent signs.
-fn link_pin(nic: &str) -> String {
-    format!("{LINK_PREFIX}{}", nic.replace('.', "%"))
-}
-
-fn pins(pin_dir: &Path) -> Result<Vec<String>> {
-    std::fs::read_dir(pin_dir)
-        .and_then(|entries| {
-            entries
-                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-                .collect()
-        })
-        .with_context(|| format!("cannot read pin_dir {}", pin_dir.display()))
-}
-
 fn nic_config(nic: &Nic, index: u32, trigger_port: u16) -> NicConfig {
     let flag = |condition, flag| if condition { flag } else { 0 };
     NicConfig {
@@ -780,62 +431,10 @@ fn nic_config(nic: &Nic, index: u32, trigger_port: u16) -> NicConfig {
     }
 }
 
-fn source_record(address: SocketAddr) -> SourceRecord {
-    let mut record = SourceRecord {
-        port: address.port().to_be_bytes(),
-        ..SourceRecord::default()
-    };
-    match address.ip() {
-        IpAddr::V4(ip) => record.address[..4].copy_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => record.address = ip.octets(),
-    }
-    record
-}
-
-fn xdp(program: &mut Ebpf) -> Result<&mut Xdp> {
-    let program = program
-        .program_mut(PROGRAM)
-        .context("the BPF object has no program `push`")?;
-    Ok(program.try_into()?)
-}
-
 fn interface_index(name: &str) -> Result<u32> {
     nix::net::if_::if_nametoindex(name).map_err(|_| {
         anyhow!("there is no NIC {name} in this network namespace; `ip -br link` lists them, and `name` in [[nic]] picks one")
     })
-}
-
-fn program_name(id: u32) -> String {
-    aya::programs::loaded_programs()
-        .filter_map(Result::ok)
-        .find(|program| program.id() == id)
-        .and_then(|program| program.name_as_str().map(str::to_owned))
-        .unwrap_or_else(|| "unnamed".to_owned())
-}
-
-fn is_busy(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.raw_os_error() == Some(libc::EBUSY))
-}
-
-/// The answer of the kernel that is behind an error, if one is.
-fn io_error(error: &EbpfError) -> Option<&io::Error> {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            return Some(io);
-        }
-        source = error.source();
-    }
-    None
-}
-
-fn padded(name: &str) -> [u8; NIC_NAME_LEN] {
-    let mut padded = [0; NIC_NAME_LEN];
-    let length = name.len().min(NIC_NAME_LEN - 1);
-    padded[..length].copy_from_slice(&name.as_bytes()[..length]);
-    padded
 }
 
 fn monotonic_ns() -> u64 {

@@ -1,5 +1,10 @@
 //! The session table, mapped into this process: changes are plain stores, and no packet sees half of one.
 
+#![expect(
+    unsafe_code,
+    reason = "the table is memory shared with the kernel, and with packets on other CPUs"
+)]
+
 use super::SessionImage;
 use anyhow::{Context, Result};
 use bytemuck::Zeroable;
