@@ -165,15 +165,21 @@ fn another_program_on_the_nic_is_left_alone_and_named() {
 
 #[test]
 fn generic_mode_is_taken_only_if_allowed_and_never_in_silence() {
-    Gateway::run(|mut gateway| {
+    Gateway::run(|gateway| {
+        let Gateway {
+            dataplane,
+            mut settings,
+            _state,
+        } = gateway;
+        drop(dataplane);
         // The loopback driver has no native XDP.
         let slow = Nic {
             name: "lo".into(),
             ipv4: Some("192.0.2.1".parse().unwrap()),
             ipv6: None,
         };
-        gateway.settings.nics.push(slow);
-        let error = open(&gateway.settings).err().unwrap();
+        settings.nics.push(slow);
+        let error = open(&settings).err().unwrap();
         assert!(
             format!("{error:#}").contains("cannot attach to lo in native mode"),
             "{error:#}"
@@ -184,8 +190,8 @@ fn generic_mode_is_taken_only_if_allowed_and_never_in_silence() {
         );
         assert_eq!(seen_by_ip("lo"), None);
 
-        gateway.settings.allow_generic = true;
-        let dataplane = open(&gateway.settings).unwrap();
+        settings.allow_generic = true;
+        let dataplane = open(&settings).unwrap();
         assert_eq!(nics(&dataplane)[2].mode, "generic");
         let warnings = dataplane.warnings();
         assert!(
@@ -207,6 +213,17 @@ fn a_nic_that_is_not_there_is_named() {
             seen_by_ip(EXT).is_some() && seen_by_ip(INT).is_some(),
             "what was attached has been detached"
         );
+    });
+}
+
+#[test]
+fn a_second_process_is_kept_off_the_pins() {
+    Gateway::run(|gateway| {
+        let before = nics(&gateway.dataplane);
+        let error = open(&gateway.settings).err().unwrap().to_string();
+        assert!(error.contains("another push-ctl uses pin_dir"), "{error}");
+        let after = nics(&gateway.dataplane);
+        assert_eq!(after[0].program_id, before[0].program_id);
     });
 }
 

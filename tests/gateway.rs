@@ -90,6 +90,23 @@ impl Gateway {
         }
     }
 
+    /// The same with other settings, as after a restart.
+    pub(crate) fn restarted_with(self, change: impl FnOnce(&mut Settings)) -> Self {
+        let Self {
+            dataplane,
+            mut settings,
+            _state,
+        } = self;
+        drop(dataplane);
+        change(&mut settings);
+        let dataplane = open(&settings).unwrap();
+        Self {
+            dataplane,
+            settings,
+            _state,
+        }
+    }
+
     /// Gives `frame` to the program on `nic`; returns the verdict and the frame afterwards. Exactly
     /// one counter has to move, by one packet of this length.
     pub(crate) fn send(&mut self, nic: &str, frame: &[u8]) -> (Verdict, Vec<u8>) {

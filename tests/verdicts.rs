@@ -252,9 +252,8 @@ fn an_address_change_keeps_window_and_counters_and_removal_forgets_them() {
 
 #[test]
 fn the_source_is_kept_if_configured() {
-    Gateway::run(|mut gateway| {
-        gateway.settings.keep_source = true;
-        gateway.dataplane = crate::gateway::open(&gateway.settings).unwrap();
+    Gateway::run(|gateway| {
+        let mut gateway = gateway.restarted_with(|settings| settings.keep_source = true);
         for (slot, device) in (1..).zip(DEVICES) {
             let mut session = Session::new(slot, device).installed(&mut gateway);
             let sent = session.datagram(b"x");

@@ -28,6 +28,7 @@ use push_common::maps::{
 use push_common::tag::TagKey;
 use push_common::verdict::Verdict;
 use push_common::wire::SessionId;
+use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -143,6 +144,8 @@ pub struct Dataplane {
     sources: Vec<SourceRecord>,
     counters: PerCpuArray<MapData, CounterWords>,
     warnings: Vec<String>,
+    /// Keeps a second process off the pins.
+    _lock: File,
 }
 
 /// The program on one NIC.
@@ -176,6 +179,7 @@ impl Dataplane {
             .map(|nic| interface_index(&nic.name))
             .collect::<Result<Vec<_>>>()?;
         gates::make_pin_dir(&settings.pin_dir)?;
+        let lock = pins::lock(&settings.pin_dir)?;
 
         let mut meta = adoptable(&settings)?;
         let is_new = meta.layout_version == 0;
@@ -211,6 +215,7 @@ impl Dataplane {
             sources,
             counters,
             warnings,
+            _lock: lock,
         })
     }
 

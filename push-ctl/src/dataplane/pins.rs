@@ -7,8 +7,22 @@ use push_common::maps::{
     COUNTERS, LAYOUT_VERSION, MAX_NICS, MAX_SOURCES, META, Meta, NIC_NAME_LEN, SESSIONS, SOURCES,
     SourceRecord,
 };
+use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+
+/// Keeps other processes from adopting what is pinned while this one uses it.
+pub(super) fn lock(pin_dir: &Path) -> Result<File> {
+    let lock = File::open(pin_dir)
+        .with_context(|| format!("cannot open pin_dir {}", pin_dir.display()))?;
+    lock.try_lock().map_err(|_| {
+        anyhow!(
+            "another push-ctl uses pin_dir {}; stop it, or give this one a pin_dir of its own",
+            pin_dir.display()
+        )
+    })?;
+    Ok(lock)
+}
 
 /// What is pinned, if it can be adopted; with layout version 0 if there is nothing.
 pub(super) fn adoptable(settings: &Settings) -> Result<Meta> {
