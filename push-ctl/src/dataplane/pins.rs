@@ -1,7 +1,7 @@
 //! What is pinned: maps to adopt, and what the maps say about themselves.
 
 use super::{MetaBytes, Nic, Settings, SourceBytes};
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::maps::{Array, MapData};
 use push_common::maps::{
     COUNTERS, LAYOUT_VERSION, MAX_NICS, MAX_SOURCES, META, Meta, NIC_NAME_LEN, SESSIONS, SOURCES,
@@ -10,19 +10,29 @@ use push_common::maps::{
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
-/// Keeps other processes from adopting what is pinned while this one uses it.
+/// Keeps other processes from adopting what is pinned while this one uses it. One that is just
+/// ending is waited for.
 pub(super) fn lock(pin_dir: &Path) -> Result<File> {
     let lock = File::open(pin_dir)
         .with_context(|| format!("cannot open pin_dir {}", pin_dir.display()))?;
-    lock.try_lock().map_err(|_| {
-        anyhow!(
-            "another push-ctl uses pin_dir {}; stop it, or give this one a pin_dir of its own",
-            pin_dir.display()
-        )
-    })?;
+    let asked = Instant::now();
+    while lock.try_lock().is_err() {
+        if asked.elapsed() > LOCK_LIMIT {
+            bail!(
+                "another push-ctl uses pin_dir {}; stop it, or give this one a pin_dir of its own",
+                pin_dir.display()
+            );
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
     Ok(lock)
 }
+
+/// How long a process that is ending may take.
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
 
 /// What is pinned, if it can be adopted; with layout version 0 if there is nothing.
 pub(super) fn adoptable(settings: &Settings) -> Result<Meta> {
