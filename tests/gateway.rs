@@ -111,7 +111,7 @@ impl Gateway {
     /// one counter has to move, by one packet of this length.
     pub(crate) fn send(&mut self, nic: &str, frame: &[u8]) -> (Verdict, Vec<u8>) {
         let before = self.counters();
-        let (action, out) = self.dataplane.test_run(nic, frame).unwrap();
+        let run = self.dataplane.test_run(nic, frame).unwrap();
         let after = self.counters();
         let mut moved = Vec::new();
         for (key, &(packets, bytes)) in &after {
@@ -127,9 +127,9 @@ impl Gateway {
         assert_eq!(self.settings.nics[at].name, nic, "NIC counted for");
         let verdict = Verdict::ALL[index];
         // XDP_ABORTED, DROP, PASS, TX, REDIRECT.
-        let label = ["aborted", "drop", "pass", "transmit", "redirect"][action as usize];
+        let label = ["aborted", "drop", "pass", "transmit", "redirect"][run.action as usize];
         assert_eq!(label, verdict.action().label(), "action of {verdict:?}");
-        (verdict, out)
+        (verdict, run.frame)
     }
 
     /// Packets of all NICs and verdicts.

@@ -20,7 +20,7 @@ use attach::{attach, detach_others, load, xdp};
 use aya::Ebpf;
 use aya::maps::{MapData, PerCpuArray};
 use aya::programs::links::FdLink;
-use aya::programs::{TestRun, TestRunOptions};
+use aya::programs::{TestRun as _, TestRunOptions};
 use pins::{adoptable, assign_nic_indices, pinned_map, source_record, write_meta, write_sources};
 use push_common::maps::{
     COUNTERS, Counters, LAYOUT_VERSION, META, Meta, NicConfig, SESSIONS, SOURCES, SourceRecord,
@@ -134,6 +134,17 @@ pub struct NicCounters {
     pub name: String,
     /// In the order of [`Verdict::ALL`]: packets, bytes.
     pub by_verdict: Vec<(Verdict, u64, u64)>,
+}
+
+/// What a program did with the one frame it was given.
+#[derive(Clone, Debug)]
+pub struct TestRun {
+    /// The XDP action, as a number.
+    pub action: u32,
+    /// The frame as it is afterwards.
+    pub frame: Vec<u8>,
+    /// The time the program took, by the kernel's clock, in whole nanoseconds; reading that clock is part of it.
+    pub duration: Duration,
 }
 
 /// The attached program and its maps.
@@ -373,13 +384,13 @@ impl Dataplane {
         warnings
     }
 
-    /// Runs the program of a NIC on `frame` as if it had come in there (`BPF_PROG_TEST_RUN`), and
-    /// returns the XDP action and the frame as it is then. Counters move as with any other frame.
+    /// Runs the program of a NIC once, on `frame`, as if it had come in there (`BPF_PROG_TEST_RUN`).
+    /// Counters move as with any other frame.
     ///
     /// # Errors
     ///
     /// There is no such NIC, or the kernel refuses to (a frame has to have at least 14 bytes).
-    pub fn test_run(&mut self, nic: &str, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+    pub fn test_run(&mut self, nic: &str, frame: &[u8]) -> Result<TestRun> {
         let attached = self
             .attached
             .iter_mut()
@@ -395,7 +406,11 @@ impl Dataplane {
             ..TestRunOptions::new()
         })?;
         out.truncate(result.data_size_out as usize);
-        Ok((result.return_value, out))
+        Ok(TestRun {
+            action: result.return_value,
+            frame: out,
+            duration: result.duration,
+        })
     }
 
     /// Instructions that the verifier went through, and bytes of machine code, of the program of

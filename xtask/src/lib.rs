@@ -8,11 +8,13 @@
 //! | [`clients`] | libcoap's client, curl and the operator, who play the parties |
 //! | [`demo`] | the whole story in a minute, told and checked |
 //! | [`check`] | the tests, and what CI runs |
+//! | [`bench`] | the benchmarks, and the statistics they share |
 //!
 //! This crate builds with rustup's stable toolchain and nothing else: it is what fetches the rest.
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod check;
 pub mod child;
 pub mod clients;

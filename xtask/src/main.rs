@@ -2,8 +2,10 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use xtask::{check, demo, lab, setup};
+use xtask::bench::Suite;
+use xtask::{bench, check, demo, lab, setup};
 
 /// Tasks of the workspace. Each of them first sets up what it needs.
 #[derive(Parser)]
@@ -33,6 +35,15 @@ enum Task {
         /// Arguments for `cargo test`, such as the name of a test.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
+    },
+    /// The benchmarks: ratios within one run, and what doesn't depend on the machine's load.
+    Bench {
+        /// What to measure; everything, if none is named.
+        #[arg(value_enum, value_name = "SUITE")]
+        suites: Vec<Suite>,
+        /// Write all figures to this file, too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
     },
     /// What CI runs: format, lints, build, tests, demo.
     Ci,
@@ -70,6 +81,7 @@ fn run(task: Task) -> Result<()> {
         } => lab::by_hand::status(),
         Task::Demo { keep } => demo::run(keep),
         Task::Test { arguments } => check::test(&arguments),
+        Task::Bench { suites, json } => bench::run(&suites, json.as_deref()),
         Task::Ci => check::ci(),
     }
 }

@@ -1,0 +1,467 @@
+//! `cargo xtask bench path`: what each way through the XDP program costs.
+//!
+//! A run is one `BPF_PROG_TEST_RUN` of one fresh frame: the program rewrites what it delivers, and
+//! lets a sequence number through once, so that a second run on the same frame would take another
+//! way. The kernel tells how long it took. All rows take turns, the floor first, round after round,
+//! on one CPU. The counters have to say that each run of a row got the verdict that the row is about.
+//!
+//! The floor is a frame that isn't IP, on the NIC that takes no triggers. It has in it what every
+//! packet costs: the kernel's clock, the entry to the program, two bytes read, a verdict counted.
+
+#[path = "../../tests/datagram.rs"]
+#[expect(dead_code, reason = "tests need more of it")]
+mod datagram;
+#[path = "../../tests/gateway.rs"]
+#[expect(dead_code, reason = "tests need more of it")]
+mod gateway;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use datagram::{DEVICES, Datagram, ONE_ARMED, Session, changed};
+use gateway::{EXT, Gateway, INT, SLOTS};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use push_common::verdict::Verdict;
+use push_common::wire::MAX_PAYLOAD_LEN;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{IsTerminal, stderr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use xtask::bench::{Figure, NOISY_FLOOR, Quartiles, Quiet, Round, Row, Suite};
+
+const ROUNDS: usize = 101;
+const RUNS: usize = 500;
+
+/// The row that all others are compared with.
+const BASELINE: &str = "delivered, IPv4, no payload";
+
+#[derive(Parser)]
+struct Arguments {
+    /// Write all figures to this file, too.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Cargo passes it to each benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    // Here, because a namespace of its own doesn't show all of them.
+    let machine = machine()?;
+    let (sender, receiver) = mpsc::channel();
+    Gateway::run(move |mut gateway| {
+        let _ = sender.send(measure(&mut gateway));
+    });
+    let measured = receiver.recv().context("nothing was measured")??;
+
+    println!(
+        "\npath: {ROUNDS} rounds of {RUNS} runs a row, each run of a fresh frame (BPF_PROG_TEST_RUN), on CPU {}\n",
+        measured.cpu
+    );
+    for (what, is) in &machine {
+        println!("{what:<12}{is}");
+    }
+    let quiet = measured.print();
+    if let Some(path) = &arguments.json {
+        let rows: Vec<_> = measured
+            .rows(quiet.as_ref())
+            .iter()
+            .map(Row::to_json)
+            .collect();
+        let text = serde_json::Value::from(rows).to_string();
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if quiet.is_none() {
+        bail!("the machine was too noisy for a figure; try again when less is running on it");
+    }
+    Ok(())
+}
+
+/// What the figures depend on besides the program.
+fn machine() -> Result<Vec<(&'static str, String)>> {
+    let read = |path: &str| {
+        fs::read_to_string(path).map_or_else(
+            |error| format!("unknown: {path}: {error}"),
+            |text| text.trim().to_owned(),
+        )
+    };
+    ensure!(
+        read("/proc/sys/kernel/bpf_stats_enabled") != "1",
+        "the kernel keeps statistics of BPF programs, which takes longer than much of what is measured here: sysctl -w kernel.bpf_stats_enabled=0"
+    );
+    let processor = read("/proc/cpuinfo");
+    let processor = processor
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("unknown", |(_, model)| model);
+    let jit = match read("/proc/sys/net/core/bpf_jit_enable").as_str() {
+        "0" => "off: the figures are of an interpreter".to_owned(),
+        "1" => "on".to_owned(),
+        other => other.to_owned(),
+    };
+    Ok(vec![
+        ("kernel", read("/proc/sys/kernel/osrelease")),
+        ("processor", processor.to_owned()),
+        ("JIT", jit),
+        (
+            "spectre_v2",
+            read("/sys/devices/system/cpu/vulnerabilities/spectre_v2"),
+        ),
+    ])
+}
+
+/// Frames that all go the same way.
+struct Competitor {
+    name: String,
+    nic: &'static str,
+    expected: Verdict,
+    frames: Frames,
+}
+
+enum Frames {
+    /// One that changes nothing, and so is as good as new each time.
+    Same(Vec<u8>),
+    /// The next trigger for a session, with a payload of so many bytes.
+    Next(Session, usize),
+}
+
+impl Frames {
+    fn take(&mut self, count: usize) -> Vec<Vec<u8>> {
+        match self {
+            Self::Same(frame) => vec![frame.clone(); count],
+            Self::Next(session, length) => {
+                let payload = vec![0x5A; *length];
+                let next = || session.datagram(&payload).frame();
+                std::iter::repeat_with(next).take(count).collect()
+            }
+        }
+    }
+}
+
+/// The floor, and all rows.
+fn competitors(gateway: &mut Gateway) -> Result<(Competitor, Vec<Competitor>)> {
+    let mut slot = 0;
+    let mut session = |device| {
+        slot += 1;
+        Session::new(slot, device)
+    };
+    let mut stranger = session(DEVICES[0]);
+    let mut session = |device| session(device).installed(gateway);
+
+    let unknown = stranger.datagram(b"");
+    let other_port = Datagram {
+        destination: (unknown.destination.ip(), 5051).into(),
+        ..unknown.clone()
+    };
+    let arp = changed(&unknown.frame(), 12, &[0x08, 0x06]);
+    let mut forged = session(DEVICES[0]).datagram(b"").frame();
+    *forged.last_mut().context("a trigger isn't empty")? ^= 1;
+    let replayed = session(DEVICES[0]).datagram(b"").frame();
+
+    let same = |name: &str, nic, expected, frame: &[u8]| Competitor {
+        name: name.to_owned(),
+        nic,
+        expected,
+        frames: Frames::Same(frame.to_vec()),
+    };
+    let mut rows = vec![
+        same("not IP", EXT, Verdict::NotIp, &arp),
+        same("other port", EXT, Verdict::NotTrigger, &other_port.frame()),
+        same(
+            "unknown session",
+            EXT,
+            Verdict::UnknownSession,
+            &unknown.frame(),
+        ),
+        same("bad tag", EXT, Verdict::BadTag, &forged),
+        same("replayed", EXT, Verdict::Replayed, &replayed),
+    ];
+    let payload = |length| format!("delivered, IPv4, {length} bytes of payload");
+    let deliveries = [
+        (BASELINE.to_owned(), DEVICES[0], 0, Verdict::Redirected),
+        (payload(64), DEVICES[0], 64, Verdict::Redirected),
+        (payload(256), DEVICES[0], 256, Verdict::Redirected),
+        (
+            payload(MAX_PAYLOAD_LEN),
+            DEVICES[0],
+            MAX_PAYLOAD_LEN,
+            Verdict::Redirected,
+        ),
+        (
+            "delivered, IPv6, no payload".to_owned(),
+            DEVICES[1],
+            0,
+            Verdict::Redirected,
+        ),
+        (
+            "sent back, IPv4, no payload".to_owned(),
+            ONE_ARMED[0],
+            0,
+            Verdict::SentBack,
+        ),
+    ];
+    for (name, device, length, expected) in deliveries {
+        rows.push(Competitor {
+            name,
+            nic: EXT,
+            expected,
+            frames: Frames::Next(session(device), length),
+        });
+    }
+    // The first one is let through, all others are replays of it.
+    let first = gateway.send(EXT, &replayed).0;
+    ensure!(first == Verdict::Redirected, "{first:?}");
+    Ok((same("floor", INT, Verdict::NotIp, &arp), rows))
+}
+
+/// What has been measured, and on what.
+struct Measured {
+    cpu: usize,
+    sessions: usize,
+    nics: Vec<MeasuredNic>,
+    competitors: Vec<Competitor>,
+    rounds: Vec<Round>,
+}
+
+struct MeasuredNic {
+    name: String,
+    mode: &'static str,
+    takes_triggers: bool,
+    verified_instructions: u32,
+    machine_code_bytes: u32,
+}
+
+fn measure(gateway: &mut Gateway) -> Result<Measured> {
+    let cpu = pin()?;
+    let nics = nics(gateway)?;
+    let (mut floor, mut competitors) = competitors(gateway)?;
+    let mut rounds = Vec::new();
+    // The first one warms up, and proves that every row is what it says.
+    for round in 0..=ROUNDS {
+        progress(round);
+        let measured = Round {
+            floor: floor.median_ns(gateway)?,
+            competitors: competitors
+                .iter_mut()
+                .map(|competitor| competitor.median_ns(gateway))
+                .collect::<Result<_>>()?,
+        };
+        if round > 0 {
+            rounds.push(measured);
+        }
+    }
+    Ok(Measured {
+        cpu,
+        sessions: gateway.dataplane.installed().len(),
+        nics,
+        competitors,
+        rounds,
+    })
+}
+
+/// Keeps this thread on one CPU: the last one, as the first often has more interrupts to serve.
+fn pin() -> Result<usize> {
+    let this_thread = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this_thread)?;
+    let cpu = (0..CpuSet::count())
+        .rev()
+        .find(|&cpu| allowed.is_set(cpu) == Ok(true))
+        .context("this thread may run on no CPU")?;
+    let mut only = CpuSet::new();
+    only.set(cpu)?;
+    sched_setaffinity(this_thread, &only)?;
+    Ok(cpu)
+}
+
+fn nics(gateway: &mut Gateway) -> Result<Vec<MeasuredNic>> {
+    let sizes = gateway.dataplane.program_size()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let statuses = runtime.block_on(gateway.dataplane.nics())?;
+    let each = statuses.into_iter().zip(sizes);
+    Ok(each
+        .map(|(status, (_, verified, machine_code))| MeasuredNic {
+            name: status.name,
+            mode: status.mode,
+            takes_triggers: status.takes_triggers,
+            verified_instructions: verified,
+            machine_code_bytes: machine_code,
+        })
+        .collect())
+}
+
+fn progress(round: usize) {
+    if stderr().is_terminal() {
+        let end = if round == ROUNDS { "\r\x1b[2K" } else { "" };
+        eprint!("\r\x1b[2Kpath: round {round} of {ROUNDS}{end}");
+    } else if round.is_multiple_of(ROUNDS / 4) {
+        eprintln!("path: round {round} of {ROUNDS}");
+    }
+}
+
+impl Competitor {
+    /// The median of what so many runs took, each of which got the expected verdict.
+    fn median_ns(&mut self, gateway: &mut Gateway) -> Result<f64> {
+        let frames = self.frames.take(RUNS);
+        let before = packets(gateway)?;
+        let mut durations_ns = Vec::with_capacity(RUNS);
+        for frame in &frames {
+            let run = gateway.dataplane.test_run(self.nic, frame)?;
+            durations_ns.push(run.duration.as_nanos() as f64);
+        }
+        let after = packets(gateway)?;
+        let moved: Vec<_> = after
+            .into_iter()
+            .map(|(counter, packets)| (packets - before[&counter], counter))
+            .filter(|&(packets, _)| packets > 0)
+            .collect();
+        let expected = (RUNS as u64, (self.nic.to_owned(), self.expected.label()));
+        ensure!(
+            moved == [expected],
+            "`{}` is not what it says: of {RUNS} frames on {}, all were to be {}; counters moved by {moved:?}",
+            self.name,
+            self.nic,
+            self.expected.label(),
+        );
+        let quartiles = Quartiles::of(&durations_ns).context("nothing was run")?;
+        Ok(quartiles.median)
+    }
+}
+
+/// Packets by NIC and verdict.
+fn packets(gateway: &Gateway) -> Result<BTreeMap<(String, &'static str), u64>> {
+    let mut packets = BTreeMap::new();
+    for nic in gateway.dataplane.verdicts()? {
+        for (verdict, count, _) in nic.by_verdict {
+            packets.insert((nic.name.clone(), verdict.label()), count);
+        }
+    }
+    Ok(packets)
+}
+
+impl Measured {
+    /// Shows everything; gives the rounds that count, unless they are too few.
+    fn print(&self) -> Option<Quiet> {
+        println!(
+            "{:<12}{} in a table of {SLOTS} slots, so few that all are in the CPU's cache",
+            "sessions", self.sessions
+        );
+        for nic in &self.nics {
+            println!(
+                "{:<12}{} mode, takes {}; {} instructions verified, {} bytes of machine code",
+                nic.name,
+                nic.mode,
+                if nic.takes_triggers {
+                    "triggers"
+                } else {
+                    "no triggers"
+                },
+                nic.verified_instructions,
+                nic.machine_code_bytes,
+            );
+        }
+        let (kept, quiet) = Quiet::of(&self.rounds);
+        println!(
+            "{:<12}a frame that isn't IP, on {INT}, counting it and reading the clock included: {}",
+            "floor",
+            quiet
+                .as_ref()
+                .map_or_else(too_noisy, |quiet| format!("{:.1} ns", quiet.floor().median)),
+        );
+        println!(
+            "{:<12}{kept} count; {} thrown out, their floor being more than {NOISY_FLOOR} times the best one\n",
+            "rounds",
+            self.rounds.len() - kept,
+        );
+        println!(
+            "{:<42}{:>24}{:>24}",
+            "median (quartiles)", "ns over the floor", "times the baseline"
+        );
+        for (index, competitor) in self.competitors.iter().enumerate() {
+            let Some(quiet) = &quiet else {
+                println!("{:<42}{:>24}", competitor.name, too_noisy());
+                continue;
+            };
+            let over_floor = quiet.over_floor(index);
+            let ratio = if competitor.name == BASELINE {
+                "baseline".to_owned()
+            } else {
+                self.ratio(quiet, index)
+                    .map_or_else(String::new, |ratio| spread(ratio, 2))
+            };
+            println!(
+                "{:<42}{:>24}{ratio:>24}",
+                competitor.name,
+                spread(over_floor, 1),
+            );
+        }
+        quiet
+    }
+
+    fn ratio(&self, quiet: &Quiet, competitor: usize) -> Option<Quartiles> {
+        let mut names = self.competitors.iter().map(|competitor| &competitor.name);
+        let baseline = names.position(|name| name == BASELINE)?;
+        quiet.ratio(competitor, baseline)
+    }
+
+    /// The same for programs.
+    fn rows(&self, quiet: Option<&Quiet>) -> Vec<Row<'_>> {
+        let row = |name, metric, value, unit| Row {
+            suite: Suite::Path,
+            name,
+            metric,
+            value,
+            unit,
+            baseline: None,
+            ratio: None,
+        };
+        let counted = |count: u32| Some(Figure::Counted(count.into()));
+        let mut rows = Vec::new();
+        for nic in &self.nics {
+            let verified = counted(nic.verified_instructions);
+            let machine_code = counted(nic.machine_code_bytes);
+            rows.extend([
+                row(&nic.name, "verified instructions", verified, "instructions"),
+                row(&nic.name, "machine code", machine_code, "bytes"),
+            ]);
+        }
+        let floor = quiet.map(|quiet| Figure::Measured(quiet.floor()));
+        rows.push(row("floor", "time", floor, "ns"));
+        for (index, competitor) in self.competitors.iter().enumerate() {
+            let over_floor = quiet.map(|quiet| Figure::Measured(quiet.over_floor(index)));
+            rows.push(Row {
+                baseline: Some(BASELINE),
+                ratio: quiet.and_then(|quiet| Some(self.ratio(quiet, index)?.median)),
+                ..row(&competitor.name, "time over the floor", over_floor, "ns")
+            });
+        }
+        rows
+    }
+}
+
+/// Median and quartiles, with so many digits after the point.
+fn spread(figure: Quartiles, digits: usize) -> String {
+    let Quartiles {
+        lower,
+        median,
+        upper,
+    } = figure;
+    format!("{median:.digits$} ({lower:.digits$}–{upper:.digits$})")
+}
+
+fn too_noisy() -> String {
+    "too noisy".to_owned()
+}
