@@ -11,6 +11,9 @@
 pub struct Delta(u64);
 
 impl Delta {
+    /// Of nothing.
+    pub const ZERO: Self = Self(0);
+
     /// Accounts for a word `old` that becomes `new`.
     #[inline(always)]
     #[must_use]
@@ -33,6 +36,59 @@ impl Delta {
     pub const fn replace_u64(self, old: u64, new: u64) -> Self {
         self.replace_u32(old as u32, new as u32)
             .replace_u32((old >> 32) as u32, (new >> 32) as u32)
+    }
+
+    /// Accounts for a word that was not there before.
+    #[inline(always)]
+    #[must_use]
+    pub const fn add_u16(self, new: u16) -> Self {
+        Self(self.0.wrapping_add(new as u64))
+    }
+
+    /// Accounts for four bytes, at an even offset, that were not there before.
+    #[inline(always)]
+    #[must_use]
+    pub const fn add_u32(self, new: u32) -> Self {
+        Self(self.0.wrapping_add(new as u64))
+    }
+
+    /// Accounts for eight bytes, at an even offset, that were not there before.
+    #[inline(always)]
+    #[must_use]
+    pub const fn add_u64(self, new: u64) -> Self {
+        self.add_u32(new as u32).add_u32((new >> 32) as u32)
+    }
+
+    /// Accounts for what `other` does, too.
+    #[inline(always)]
+    #[must_use]
+    pub const fn combine(self, other: Self) -> Self {
+        Self(self.0.wrapping_add(other.0))
+    }
+
+    /// Takes away what `other` accounts for.
+    #[inline(always)]
+    #[must_use]
+    pub const fn subtract(self, other: Self) -> Self {
+        Self(self.0.wrapping_add((!fold(other.0)) as u64))
+    }
+
+    /// The checksum of what was added, if nothing was there before; 0 if what was added has its own
+    /// checksum in it and is intact.
+    #[inline(always)]
+    #[must_use]
+    pub const fn finish(self) -> u16 {
+        !fold(self.0)
+    }
+
+    /// The same for UDP: 0 would mean "none", so it is sent as `0xFFFF` (RFC 768).
+    #[inline(always)]
+    #[must_use]
+    pub const fn finish_udp(self) -> u16 {
+        match self.finish() {
+            0 => 0xFFFF,
+            checksum => checksum,
+        }
     }
 
     /// The checksum after the replacement: RFC 1624, equation 3.
@@ -114,6 +170,16 @@ mod tests {
                 *word = (longer >> (16 * i)) as u16;
             }
             prop_assert_eq!(delta.apply(before), from_scratch(&words));
+        }
+
+        #[test]
+        fn a_sum_can_be_taken_away_again(words in proptest::array::uniform8(any::<u16>()), other in any::<u64>()) {
+            let sum = words.iter().fold(Delta::default(), |sum, &word| sum.add_u16(word));
+            let more = sum.add_u64(other);
+            prop_assert_eq!(sum.finish(), from_scratch(&words));
+            let back = more.subtract(Delta::default().add_u64(other)).finish();
+            let same = |a: u16, b: u16| a == b || (a == 0 && b == 0xFFFF) || (a == 0xFFFF && b == 0);
+            prop_assert!(same(back, sum.finish()));
         }
 
         #[test]

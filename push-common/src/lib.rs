@@ -8,6 +8,8 @@
 //! | [`tag`] | the MAC over a trigger |
 //! | [`token`] | the secret an application holds, and the key derived from it (feature `token`) |
 //! | [`replay`] | the window that lets each sequence number through once |
+//! | [`rate`] | the limit on how often triggers are let through |
+//! | [`activity`] | when a session was last paged, and whether another page would be one too many |
 //! | [`checksum`] | incremental Internet checksums |
 //! | [`verdict`] | what can become of a packet |
 //! | [`maps`] | names, sizes and records of the BPF maps |
@@ -15,8 +17,10 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod activity;
 pub mod checksum;
 pub mod maps;
+pub mod rate;
 pub mod replay;
 pub mod tag;
 #[cfg(feature = "token")]

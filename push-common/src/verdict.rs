@@ -73,45 +73,54 @@ macro_rules! verdicts {
 
 verdicts! {
     Pass {
-        NotIp "not_ip" "Neither IPv4 nor IPv6 follows the Ethernet header (ARP, VLAN tags, …)."
+        NotIp "not_ip" "Neither IPv4 nor IPv6 follows the Ethernet header and up to two VLAN tags (ARP, …)."
         Truncated "truncated" "The frame ends before its headers do; the kernel discards and counts it."
-        UnusualIpHeader "unusual_ip_header" "IPv4 with options, or an IP version or header length that can't be."
+        UnusualIpHeader "unusual_ip_header" "IPv4 with options, more extension headers of IPv6 than are followed, or an IP version or header length that can't be."
         Fragment "fragment" "A fragment; triggers are never fragmented."
-        NotUdp "not_udp" "Another protocol than UDP, or an IPv6 extension header, follows the IP header."
-        NotTrigger "not_trigger" "UDP, but not to an address and port on which this NIC takes triggers."
-        NextHopUnresolved "next_hop_unresolved" "Delivered by the kernel: rewritten, but the MAC address of the next hop isn't known yet. The kernel finds it out if `accept_local` is on."
+        NotUdp "not_udp" "Another protocol than UDP follows the IP header."
+        NotTrigger "not_trigger" "UDP, but not to an address and port on which this NIC takes triggers, and no acknowledgement."
+        NextHopUnresolved "next_hop_unresolved" "Delivered by the kernel: rewritten, but the next hop isn't known yet. The kernel finds it out if `accept_local` is on."
     }
     Transmit {
         SentBack "sent_back" "Delivered: rewritten and sent out of the NIC it came in by."
     }
     Redirect {
         Redirected "redirected" "Delivered: rewritten and sent out of another NIC."
+        AckReturned "ack_returned" "An acknowledgement, counted for its session and sent on to the server of its trigger."
     }
     Drop {
         IpLength "ip_length" "The IP header claims more bytes than the frame has."
+        IpChecksum "ip_checksum" "The checksum of the IPv4 header is wrong."
         UdpLength "udp_length" "The UDP length is not what the IP header leaves for it."
         NoUdpChecksum "no_udp_checksum" "No UDP checksum, which IPv6 doesn't permit (RFC 8200, 8.1)."
         TriggerTruncated "trigger_truncated" "Shorter than a trigger header; something else talks to the trigger port."
         BadMagic "bad_magic" "Doesn't begin with the magic of a trigger; something else talks to the trigger port."
         UnknownVersion "unknown_version" "A version of the trigger format that this gateway doesn't speak."
-        UnknownFlags "unknown_flags" "A trigger with flags that this gateway doesn't know."
+        UnknownFlags "unknown_flags" "A trigger with flags that this gateway doesn't know, or with those of an acknowledgement."
         PayloadTooLong "payload_too_long" "The payload is longer than 1,200 bytes."
         TriggerLength "trigger_length" "The payload length in the trigger is not that of the datagram."
         UnknownSession "unknown_session" "No authorised session has this identifier: never authorised, ended, or guessed."
-        SessionChanging "session_changing" "The controller was just writing to the session's record; the next trigger will see it whole."
+        SessionChanging "session_changing" "The controller kept changing the session's record; the next trigger will see it whole."
         Expired "expired" "The session's lifetime is over; the device has to refresh its registration."
         UnknownTokenGeneration "unknown_token_generation" "Signed with a token that has been rotated out, or not yet been given out."
-        FamilyMismatch "family_mismatch" "The trigger came by another IP version than the one the device is reached by."
         SequenceOutOfRange "sequence_out_of_range" "The sequence number is 2^39 or more."
         BadTag "bad_tag" "The tag is wrong: forged, damaged, or signed with another session's token."
         HopLimit "hop_limit" "The TTL or hop limit is used up."
+        PayloadRefused "payload_refused" "Longer than the policy of its application permits payloads to be."
+        SourceRefused "source_refused" "From an address that the policy of its application doesn't permit."
+        NoRoute "no_route" "No route leads to the device, or the link on the way to it is down."
+        NextHopMissing "next_hop_missing" "The next hop of the device's realm isn't known yet, and the kernel's own routes don't lead there."
+        TooBig "too_big" "Longer than the MTU on the way to the device."
         Replayed "replayed" "This sequence number was let through before."
         SequenceTooOld "sequence_too_old" "The sequence number is more than the permitted lag behind the newest one."
-        ReplayContended "replay_contended" "Other CPUs kept changing the replay window; does one session get triggers at a huge rate?"
-        NoRoute "no_route" "The kernel has no route to the device."
-        ForwardingDisabled "forwarding_disabled" "IP forwarding is off on the NIC the trigger came in by."
-        TooBig "too_big" "Longer than the MTU on the way to the device."
-        MissingConfiguration "missing_configuration" "The record refers to a source address that isn't there, or a map is missing: report this as a bug."
+        RateExceeded "rate_exceeded" "More triggers for the session than the policy of its application permits."
+        Coalesced "coalesced" "Absorbed: the device has just got a trigger with the same collapse key."
+        Contended "contended" "Other CPUs kept changing the session's state; does one session get triggers at a huge rate?"
+        NotLinear "not_linear" "The driver has spread the trigger over several buffers, and the path reads only the first one; switch header splitting off."
+        NoHeadroom "no_headroom" "The driver leaves no room in front of the frame for the headers to be added."
+        AckCounted "ack_counted" "An acknowledgement, counted for its session."
+        AckUnexpected "ack_unexpected" "An acknowledgement that isn't waited for: counted before, too late, or of a trigger that didn't ask for one."
+        MissingConfiguration "missing_configuration" "The record refers to a next hop or policy that isn't there, or a map is missing: report this as a bug."
     }
 }
 

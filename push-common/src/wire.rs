@@ -6,13 +6,16 @@
 //! | --- | --- | --- |
 //! | 0 | 3 | magic `F5 50 53` |
 //! | 3 | 1 | version, 1 |
-//! | 4 | 1 | flags; none is defined, all must be 0 |
+//! | 4 | 1 | flags, see [`Flags`] |
 //! | 5 | 1 | token generation |
 //! | 6 | 2 | payload length in bytes |
 //! | 8 | 8 | session identifier: generation (4), slot (4) |
 //! | 16 | 8 | sequence, strictly increasing per session |
 //! | 24 | 16 | tag over bytes 0–23 and the payload, see [`crate::tag`] |
 //! | 40 | ≤ 1,200 | payload, opaque |
+//!
+//! The device answers a trigger that asks for it with an *acknowledgement*: the same header without
+//! payload, flagged as one, and signed anew. It goes to the address and port the trigger came from.
 
 use crate::tag::{self, TAG_LEN, TagKey};
 use core::{fmt, str};
@@ -35,6 +38,9 @@ pub const SIGNED_LEN: usize = 24;
 /// Longest payload of a trigger in bytes.
 pub const MAX_PAYLOAD_LEN: usize = 1200;
 
+/// UDP port of GTP-U (TS 29.281, 4.4.2.3).
+pub const GTPU_PORT: u16 = 2152;
+
 /// UDP port on which a gateway takes triggers, unless configured otherwise. (IANA hasn't assigned it.)
 pub const DEFAULT_TRIGGER_PORT: u16 = 5050;
 
@@ -42,6 +48,10 @@ pub const DEFAULT_TRIGGER_PORT: u16 = 5050;
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
 /// EtherType of IPv6 (RFC 2464).
 pub const ETHERTYPE_IPV6: u16 = 0x86DD;
+/// EtherType of a customer's VLAN tag (IEEE 802.1Q).
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// EtherType of a provider's VLAN tag (IEEE 802.1ad).
+pub const ETHERTYPE_PROVIDER_VLAN: u16 = 0x88A8;
 /// Protocol number of UDP (RFC 768).
 pub const PROTOCOL_UDP: u8 = 17;
 
@@ -55,6 +65,28 @@ pub struct EthernetHeader {
     pub source: [u8; 6],
     /// What follows.
     pub ethertype: U16,
+}
+
+/// A VLAN tag (IEEE 802.1Q): stands where the EtherType would, which follows it.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct VlanTag {
+    /// [`ETHERTYPE_VLAN`] or [`ETHERTYPE_PROVIDER_VLAN`].
+    pub ethertype: U16,
+    /// Priority (3 bits), drop eligibility (1 bit), VLAN identifier (12 bits).
+    pub control: U16,
 }
 
 /// IPv4 without options (RFC 791).
@@ -115,6 +147,98 @@ pub struct UdpHeader {
     pub checksum: [u8; 2],
 }
 
+/// GTP-U without optional fields (TS 29.281, 5.1).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct GtpuHeader {
+    /// Version 1, protocol type GTP, no optional fields: `0x30`.
+    pub flags: u8,
+    /// 255: a user's packet follows.
+    pub message_type: u8,
+    /// Bytes that follow this header.
+    pub length: U16,
+    /// Tunnel endpoint identifier, which the peer has given out.
+    pub teid: [u8; 4],
+}
+
+/// What a trigger asks for, or that it is an acknowledgement.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
+)]
+#[repr(transparent)]
+pub struct Flags(u8);
+
+impl Flags {
+    /// A trigger that asks for nothing.
+    pub const NONE: Self = Self(0);
+    /// The device is to acknowledge the trigger.
+    pub const ACK_REQUESTED: Self = Self(1);
+    /// This is no trigger but a device's acknowledgement of one.
+    pub const ACKNOWLEDGEMENT: Self = Self(2);
+    /// Greatest collapse key.
+    pub const MAX_COLLAPSE_KEY: u8 = 15;
+
+    /// The flags in this byte.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u8) -> Self {
+        Self(bits)
+    }
+
+    /// The byte on the wire: bit 0 asks for an acknowledgement, bit 1 marks one, the high half is the
+    /// collapse key; the others are 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// The same with a collapse key, of which the low 4 bits count: of triggers with the same key,
+    /// one is enough within the session's coalescing window. 0 is none.
+    #[must_use]
+    pub const fn with_collapse_key(self, key: u8) -> Self {
+        Self(self.0 & 0x0F | key << 4)
+    }
+
+    /// Below 16; 0 is none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn collapse_key(self) -> u8 {
+        self.0 >> 4
+    }
+
+    /// Whether the device is to acknowledge the trigger.
+    #[inline(always)]
+    #[must_use]
+    pub const fn asks_for_acknowledgement(self) -> bool {
+        self.0 & Self::ACK_REQUESTED.0 != 0
+    }
+
+    /// Whether this is an acknowledgement.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_acknowledgement(self) -> bool {
+        self.0 == Self::ACKNOWLEDGEMENT.0
+    }
+
+    /// Whether these are flags of a trigger, all of them defined.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_trigger(self) -> bool {
+        self.0 & 0x0E == 0
+    }
+}
+
 /// Push trigger header, version 1.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
@@ -125,8 +249,8 @@ pub struct TriggerHeader {
     pub magic: [u8; 3],
     /// [`VERSION`].
     pub version: u8,
-    /// None is defined; 0.
-    pub flags: u8,
+    /// What the trigger asks for.
+    pub flags: Flags,
     /// Which of a session's tokens signed this trigger, so that a token can be rotated with an overlap.
     pub token_generation: u8,
     /// Bytes that follow this header.
@@ -226,7 +350,7 @@ pub enum TriggerError {
     Magic,
     /// A version other than [`VERSION`].
     Version(u8),
-    /// Flags that are not defined.
+    /// Flags that are not defined, or don't go together.
     Flags(u8),
     /// The header's payload length is not that of the payload.
     Length,
@@ -245,7 +369,10 @@ impl fmt::Display for TriggerError {
             ),
             Self::Magic => f.write_str("doesn't begin with the magic of a trigger"),
             Self::Version(version) => write!(f, "version {version}, this is version {VERSION}"),
-            Self::Flags(flags) => write!(f, "flags {flags:#04x} are not defined"),
+            Self::Flags(flags) => write!(
+                f,
+                "flags {flags:#04x} are not defined, or don't go together"
+            ),
             Self::Length => f.write_str("payload length is not that of the payload"),
             Self::PayloadTooLong => write!(f, "payload longer than {MAX_PAYLOAD_LEN} bytes"),
             Self::Tag => f.write_str("the tag was made with another key, or for other bytes"),
@@ -263,6 +390,7 @@ impl TriggerHeader {
     /// [`TriggerError::PayloadTooLong`].
     pub fn sign(
         key: TagKey,
+        flags: Flags,
         token_generation: u8,
         session_id: SessionId,
         sequence: u64,
@@ -274,7 +402,7 @@ impl TriggerHeader {
         let mut header = Self {
             magic: MAGIC,
             version: VERSION,
-            flags: 0,
+            flags,
             token_generation,
             payload_length: U16::new(payload.len() as u16),
             session_id: U64::new(session_id.to_u64()),
@@ -285,7 +413,20 @@ impl TriggerHeader {
         Ok(header)
     }
 
-    /// Takes a datagram apart into header and payload; the tag is not looked at.
+    /// The acknowledgement of this trigger: a datagram of its own.
+    #[must_use]
+    pub fn acknowledgement(&self, key: TagKey) -> Self {
+        let mut header = Self {
+            flags: Flags::ACKNOWLEDGEMENT,
+            payload_length: U16::ZERO,
+            ..*self
+        };
+        header.tag = tag::tag(key, header.signed(), &[]);
+        header
+    }
+
+    /// Takes a datagram, trigger or acknowledgement, apart into header and payload; the tag is not
+    /// looked at.
     ///
     /// # Errors
     ///
@@ -297,8 +438,8 @@ impl TriggerHeader {
             Err(TriggerError::Magic)
         } else if header.version != VERSION {
             Err(TriggerError::Version(header.version))
-        } else if header.flags != 0 {
-            Err(TriggerError::Flags(header.flags))
+        } else if !header.flags.is_trigger() && !header.flags.is_acknowledgement() {
+            Err(TriggerError::Flags(header.flags.bits()))
         } else if usize::from(header.payload_length.get()) != payload.len() {
             Err(TriggerError::Length)
         } else if payload.len() > MAX_PAYLOAD_LEN {
@@ -338,6 +479,8 @@ const _: () = {
     assert!(size_of::<Ipv4Header>() == 20);
     assert!(size_of::<Ipv6Header>() == 40);
     assert!(size_of::<UdpHeader>() == 8);
+    assert!(size_of::<VlanTag>() == 4);
+    assert!(size_of::<GtpuHeader>() == 8);
 };
 
 #[cfg(test)]
@@ -350,8 +493,15 @@ mod tests {
 
     fn signed(payload: &[u8]) -> Vec<u8> {
         let key = TagKey::from_bytes([9; 16]);
-        let header =
-            TriggerHeader::sign(key, 3, SessionId::new(7, 0xABCD_EF01), 42, payload).unwrap();
+        let header = TriggerHeader::sign(
+            key,
+            Flags::NONE,
+            3,
+            SessionId::new(7, 0xABCD_EF01),
+            42,
+            payload,
+        )
+        .unwrap();
         [header.as_bytes(), payload].concat()
     }
 
@@ -390,14 +540,47 @@ mod tests {
         );
         assert_eq!(with(0, 0xF4), TriggerError::Magic);
         assert_eq!(with(3, 2), TriggerError::Version(2));
-        assert_eq!(with(4, 1), TriggerError::Flags(1));
+        for flags in [2 | 1, 2 | 0x10, 4, 8] {
+            assert_eq!(with(4, flags), TriggerError::Flags(flags));
+        }
         assert_eq!(with(7, 4), TriggerError::Length);
         assert_eq!(TriggerHeader::parse(&good[..44]), Err(TriggerError::Length));
         let key = TagKey::from_bytes([9; 16]);
         assert_eq!(
-            TriggerHeader::sign(key, 0, SessionId::new(0, 1), 0, &[0; MAX_PAYLOAD_LEN + 1]),
+            TriggerHeader::sign(
+                key,
+                Flags::NONE,
+                0,
+                SessionId::new(0, 1),
+                0,
+                &[0; MAX_PAYLOAD_LEN + 1]
+            ),
             Err(TriggerError::PayloadTooLong)
         );
+    }
+
+    #[test]
+    fn an_acknowledgement_is_signed_for_itself() {
+        let key = TagKey::from_bytes([9; 16]);
+        let trigger = signed(b"hello");
+        let (header, _) = TriggerHeader::parse(&trigger).unwrap();
+        let ack = header.acknowledgement(key);
+        let (parsed, payload) = TriggerHeader::parse(ack.as_bytes()).unwrap();
+        assert!(parsed.flags.is_acknowledgement() && payload.is_empty());
+        assert_eq!(parsed.verify(key, payload), Ok(()));
+        assert_eq!(
+            (parsed.session_id, parsed.sequence),
+            (header.session_id, header.sequence)
+        );
+        assert_ne!(parsed.tag, header.tag);
+    }
+
+    #[test]
+    fn a_collapse_key_leaves_the_other_flags_alone() {
+        let flags = Flags::ACK_REQUESTED.with_collapse_key(0xFF);
+        assert_eq!(flags.bits(), 0xF1);
+        assert!(flags.is_trigger() && flags.asks_for_acknowledgement());
+        assert_eq!(flags.collapse_key(), Flags::MAX_COLLAPSE_KEY);
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 
 use push_common::tag::TagKey;
 use push_common::token::Token;
-use push_common::wire::{SessionId, TriggerError, TriggerHeader};
+use push_common::wire::{Flags, SessionId, TriggerError, TriggerHeader};
 use serde::Deserialize;
 use zerocopy::IntoBytes;
 
@@ -19,6 +19,7 @@ struct Valid {
     token_sha256: String,
     key: String,
     session_id: String,
+    flags: u8,
     token_generation: u8,
     sequence: u64,
     payload: String,
@@ -50,6 +51,7 @@ fn a_signed_trigger_is_that_of_the_vector() {
         let payload = hex::decode(&vector.payload).unwrap();
         let header = TriggerHeader::sign(
             token.key(),
+            Flags::from_bits(vector.flags),
             vector.token_generation,
             id,
             vector.sequence,
