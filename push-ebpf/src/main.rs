@@ -19,45 +19,85 @@
 #![expect(unsafe_code, reason = "helpers, maps and frames are raw memory")]
 #![warn(clippy::arithmetic_side_effects)]
 
+mod datagram;
 mod packet;
 mod shared;
+mod tell;
 
-use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{
-    self, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_SUCCESS, xdp_action,
-};
-use aya_ebpf::btf_maps::{Array, PerCpuArray};
-use aya_ebpf::helpers::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_redirect};
+use aya_ebpf::bindings::{self, xdp_action};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_redirect};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
+use datagram::{
+    Address, Datagram, Link, NO_CHECKSUM, Notes, OWN_HOP_LIMIT, Outbound, PendingWords, UDP_LEN,
+};
 use packet::Frame;
-use push_common::checksum::Delta;
 use push_common::maps::{
-    Counters, DEFAULT_SESSION_SLOTS, MAX_NICS, MAX_SOURCES, Meta, NicConfig, SessionControl,
-    SessionRecord, SourceRecord, tick_of,
+    AckKey, Counters, DEFAULT_SESSION_SLOTS, EgressRecord, EventKind, Hop, MAX_EGRESSES,
+    MAX_NEXT_HOPS, MAX_NICS, MAX_PENDING_ACKS, MAX_POLICIES, MAX_SOURCE_PREFIXES, Meta,
+    NextHopRecord, NicConfig, PendingAck, PolicyRecord, PreviousKey, ROUND_TRIP_CLASSES,
+    SessionControl, SessionRecord, SourcePrefix, VERDICT_SLOTS, round_trip_class, tick_of,
 };
 use push_common::replay::{self, Offer};
-use push_common::tag::{self, Mac};
+use push_common::tag::{self, Mac, TagKey};
 use push_common::verdict::{Action, Verdict};
 use push_common::wire::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, Ipv4Header, Ipv6Header, MAGIC, MAX_PAYLOAD_LEN,
-    PROTOCOL_UDP, SIGNED_LEN, SessionId, TRIGGER_HEADER_LEN, TriggerHeader, UdpHeader, VERSION,
+    MAGIC, MAX_PAYLOAD_LEN, SIGNED_LEN, SessionId, TRIGGER_HEADER_LEN, TriggerHeader, UdpHeader,
+    VERSION,
 };
-use shared::Session;
+use push_common::{activity, rate};
+use shared::{Image, Session, load};
+use tell::tell;
 
 /// The session table: the slot of a session identifier is the index. Userspace maps it into its memory.
 #[btf_map(name = "push_sessions")]
 static SESSIONS: Array<SessionRecord, { DEFAULT_SESSION_SLOTS as usize }, BPF_F_MMAPABLE> =
     Array::new();
 
-/// Addresses of the gateway that triggers come from, as far as a device can see.
-#[btf_map(name = "push_sources")]
-static SOURCES: Array<SourceRecord, { MAX_SOURCES as usize }> = Array::new();
+/// The one session that is just being changed, whole.
+#[btf_map(name = "push_staged")]
+static STAGED: Array<SessionRecord, 1, BPF_F_MMAPABLE> = Array::new();
+
+/// Keys of tokens that have been rotated but are still valid, by slot. Empty most of the time.
+#[btf_map(name = "push_prev_keys")]
+static PREVIOUS_KEYS: HashMap<
+    u32,
+    PreviousKey,
+    { DEFAULT_SESSION_SLOTS as usize },
+    { bindings::BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+/// The ways to devices.
+#[btf_map(name = "push_next_hops")]
+static NEXT_HOPS: Array<NextHopRecord, { MAX_NEXT_HOPS as usize }, BPF_F_MMAPABLE> = Array::new();
+
+/// The ways out of the gateway.
+#[btf_map(name = "push_egresses")]
+static EGRESSES: Array<EgressRecord, { MAX_EGRESSES as usize }, BPF_F_MMAPABLE> = Array::new();
+
+/// What applications may do.
+#[btf_map(name = "push_policies")]
+static POLICIES: Array<PolicyRecord, { MAX_POLICIES as usize }> = Array::new();
+
+/// Where the triggers of applications may come from.
+#[btf_map(name = "push_allowed")]
+static ALLOWED_SOURCES: LpmTrie<SourcePrefix, u8, { MAX_SOURCE_PREFIXES as usize }> =
+    LpmTrie::new();
+
+/// Triggers whose acknowledgement is waited for.
+#[btf_map(name = "push_pending")]
+static PENDING_ACKS: LruHashMap<AckKey, PendingAck, { MAX_PENDING_ACKS as usize }> =
+    LruHashMap::new();
 
 /// Packets and bytes by verdict, for each NIC.
 #[btf_map(name = "push_counters")]
 static COUNTERS: PerCpuArray<Counters, { MAX_NICS as usize }> = PerCpuArray::new();
+
+/// What is noted about a packet while it is looked at.
+#[btf_map(name = "push_notes")]
+static NOTES: PerCpuArray<Notes, 1> = PerCpuArray::new();
 
 /// Not read here: tells the next controller what it would adopt.
 #[btf_map(name = "push_meta")]
@@ -69,49 +109,33 @@ static META: Array<Meta, 1> = Array::new();
 static NIC_CONFIG: NicConfig = NicConfig {
     index: 0,
     trigger_port: [0; 2],
-    families: 0,
+    takes: 0,
     reserved: 0,
     ipv4: [0; 4],
-    reserved_too: [0; 4],
+    idle_ticks: 0,
     ipv6: [0; 16],
 };
 
 const BPF_F_MMAPABLE: usize = bindings::BPF_F_MMAPABLE as usize;
 
-/// Attempts at a replay window that other CPUs change at the same time. One fails only if another
+/// Attempts at a word of a session that other CPUs change at the same time. One fails only if another
 /// CPU has just had success with the same word.
-const REPLAY_ATTEMPTS: u32 = 8;
+const ATTEMPTS: u32 = 8;
 
 /// A TTL or hop limit of 1 ends at this gateway.
 const LAST_HOP: u8 = 1;
 
-const IP_AT: usize = size_of::<EthernetHeader>();
-const IPV4_LEN: usize = size_of::<Ipv4Header>();
-const IPV6_LEN: usize = size_of::<Ipv6Header>();
-const UDP_LEN: usize = size_of::<UdpHeader>();
-
-/// Version 4, five words of header.
-const IPV4_WITHOUT_OPTIONS: u8 = 0x45;
-/// The flag "more fragments" and the offset.
-const IPV4_MORE_OR_OFFSET: u16 = 0x3FFF;
-const PROTOCOL_IPV6_FRAGMENT: u8 = 44;
-const NO_CHECKSUM: [u8; 2] = [0, 0];
-/// Of a source that isn't there.
-const NO_PORT: [u8; 2] = [0, 0];
-
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
-
 /// Entry and only exit: each packet gets one verdict, which is counted.
-#[xdp]
+#[xdp(frags)]
 #[expect(
     clippy::needless_pass_by_value,
     reason = "aya's entry point passes it so"
 )]
 fn push(context: XdpContext) -> u32 {
     let frame = Frame::new(&context);
-    let (Ok(verdict) | Err(verdict)) = path(&context, frame);
-    count(verdict, frame.len());
+    let length = frame.len();
+    let (Ok(verdict) | Err(verdict)) = path(&context, frame, length);
+    count(verdict, length);
     #[cfg(feature = "log")]
     if let Action::Drop = verdict.action() {
         aya_log_ebpf::info!(&context, "dropped: verdict {}", verdict as u32);
@@ -124,394 +148,508 @@ fn push(context: XdpContext) -> u32 {
     }
 }
 
-/// The way of a packet: parse, ours?, trigger, session, tag, replay, rewrite, send.
+/// The way of a packet: parse, ours?, trigger, session, tag, policy, next hop, replay, rate, send.
 ///
 /// Until it's sure that a packet is meant as a trigger, every doubt means that the kernel gets it,
-/// untouched. From then on, every doubt means that it's dropped.
+/// untouched. From then on, every doubt means that it's dropped. An acknowledgement, which comes from
+/// the other side, goes the same way as far as the tag.
 #[inline(always)]
-fn path(context: &XdpContext, frame: Frame<'_>) -> Result<Verdict, Verdict> {
-    // Parse: Ethernet, IP without options or extension headers, UDP.
-    let ethernet = frame.get::<EthernetHeader>(0).ok_or(Verdict::Truncated)?;
-    let ip = match ethernet.ethertype.get() {
-        ETHERTYPE_IPV4 => Ip::parse_v4(frame)?,
-        ETHERTYPE_IPV6 => Ip::parse_v6(frame)?,
-        _ => return Err(Verdict::NotIp),
-    };
+fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict, Verdict> {
+    // Parse: Ethernet, VLAN tags, IP, UDP.
+    let notes = NOTES.get_ptr_mut(0).ok_or(Verdict::MissingConfiguration)?;
+    // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
+    let Notes {
+        datagram,
+        outbound,
+        pending,
+    } = unsafe { &mut *notes };
+    datagram.parse(frame)?;
+    let datagram = &*datagram;
     let udp = frame
-        .get::<UdpHeader>(ip.udp_at)
+        .get::<UdpHeader>(datagram.udp_at)
         .ok_or(Verdict::Truncated)?;
 
-    // Ours? What isn't leaves here, and nothing of it was changed.
-    let trigger_port = nic_config().trigger_port;
-    if !ip.to_gateway || udp.destination.to_bytes() != trigger_port {
+    // Ours? What isn't leaves here, or as soon as it turns out, and nothing of it was changed.
+    let nic = nic_config();
+    let is_trigger =
+        datagram.is_to_triggers_of(&nic) && datagram.destination_port == nic.trigger_port;
+    if !is_trigger && nic.takes & NicConfig::ACKS == 0 {
         return Err(Verdict::NotTrigger);
     }
+    let or_not_ours = |verdict| {
+        if is_trigger {
+            verdict
+        } else {
+            Verdict::NotTrigger
+        }
+    };
 
     // Trigger: every length has to agree with every other one.
-    if ip.payload_len > frame.len().wrapping_sub(ip.udp_at) {
-        return Err(Verdict::IpLength);
+    if datagram.udp_len > length.wrapping_sub(datagram.udp_at) {
+        return Err(or_not_ours(Verdict::IpLength));
+    }
+    if !datagram.has_intact_header() {
+        return Err(or_not_ours(Verdict::IpChecksum));
     }
     let udp_len = usize::from(udp.length.get());
-    if udp_len < UDP_LEN || udp_len != ip.payload_len {
-        return Err(Verdict::UdpLength);
+    if udp_len < UDP_LEN || udp_len != datagram.udp_len {
+        return Err(or_not_ours(Verdict::UdpLength));
     }
-    if ip.is_v6 && udp.checksum == NO_CHECKSUM {
-        return Err(Verdict::NoUdpChecksum);
+    if datagram.is_v6 && udp.checksum == NO_CHECKSUM {
+        return Err(or_not_ours(Verdict::NoUdpChecksum));
     }
     let trigger_len = udp_len.wrapping_sub(UDP_LEN);
     if trigger_len < TRIGGER_HEADER_LEN {
-        return Err(Verdict::TriggerTruncated);
+        return Err(or_not_ours(Verdict::TriggerTruncated));
     }
-    let trigger_at = ip.udp_at.wrapping_add(UDP_LEN);
+    let trigger_at = datagram.udp_at.wrapping_add(UDP_LEN);
     let trigger = frame
         .get::<TriggerHeader>(trigger_at)
-        .ok_or(Verdict::IpLength)?;
+        .ok_or(or_not_ours(Verdict::NotLinear))?;
     let payload_len = usize::from(trigger.payload_length.get());
     if trigger.magic != MAGIC {
-        return Err(Verdict::BadMagic);
+        return Err(or_not_ours(Verdict::BadMagic));
     }
     if trigger.version != VERSION {
-        return Err(Verdict::UnknownVersion);
+        return Err(or_not_ours(Verdict::UnknownVersion));
     }
-    if trigger.flags != 0 {
-        return Err(Verdict::UnknownFlags);
+    let is_expected = if is_trigger {
+        trigger.flags.is_trigger()
+    } else {
+        trigger.flags.is_acknowledgement() && payload_len == 0
+    };
+    if !is_expected {
+        return Err(or_not_ours(Verdict::UnknownFlags));
     }
     if payload_len != trigger_len.wrapping_sub(TRIGGER_HEADER_LEN) {
-        return Err(Verdict::TriggerLength);
+        return Err(or_not_ours(Verdict::TriggerLength));
     }
     if payload_len > MAX_PAYLOAD_LEN {
         return Err(Verdict::PayloadTooLong);
     }
 
-    // Session: what is read between the two looks at the control word belongs together.
+    // Session: what belongs together of it was together at one moment.
     let id = SessionId::from_u64(trigger.session_id.get());
-    let record = SESSIONS
-        .get_ptr_mut(id.slot())
-        .ok_or(Verdict::UnknownSession)?;
-    // SAFETY: the map has just given it out.
-    let session = unsafe { Session::new(record) };
+    let unknown = || {
+        if is_trigger {
+            tell(EventKind::UnknownSession, id, datagram);
+        }
+        or_not_ours(Verdict::UnknownSession)
+    };
+    let record = SESSIONS.get_ptr_mut(id.slot()).ok_or_else(unknown)?;
+    let staged = STAGED.get_ptr_mut(0).ok_or(Verdict::MissingConfiguration)?;
+    // SAFETY: the maps have just given them out.
+    let (session, staged) = unsafe { (Session::new(record), Session::new(staged)) };
     if id.generation() == 0 || session.generation() != id.generation() {
-        return Err(Verdict::UnknownSession);
+        return Err(unknown());
     }
-    let control = session.control();
-    if control.has(SessionControl::CHANGING) {
-        return Err(Verdict::SessionChanging);
-    }
-    let expires_tick = session.expires_tick();
-    let key = session.key(trigger.token_generation);
-    let device = session.device_address();
-    if session.control() != control {
-        return Err(Verdict::SessionChanging);
+    let Image {
+        control,
+        key,
+        device,
+        teid,
+    } = session
+        .image(staged)
+        .ok_or(or_not_ours(Verdict::SessionChanging))?;
+    let next_hop = NEXT_HOPS
+        .get(u32::from(control.next_hop))
+        .ok_or(or_not_ours(Verdict::MissingConfiguration))?;
+    let device_is_v6 = control.has(SessionControl::IPV6);
+    let gateway: Address = bytemuck::cast(next_hop.source);
+    if !is_trigger {
+        let is_answer = datagram.is_v6 == device_is_v6
+            && datagram.destination == gateway
+            && datagram.destination_port == next_hop.source_port;
+        if !is_answer {
+            return Err(Verdict::NotTrigger);
+        }
     }
     // SAFETY: has no requirements.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-    if tick_of(now_ns) >= expires_tick {
+    if tick_of(now_ns) >= session.expires_tick() {
         return Err(Verdict::Expired);
     }
-    if !control.takes_token(trigger.token_generation) {
-        return Err(Verdict::UnknownTokenGeneration);
-    }
-    if ip.is_v6 != control.has(SessionControl::IPV6) {
-        return Err(Verdict::FamilyMismatch);
-    }
+    let key = if trigger.token_generation == control.token_generation {
+        key
+    } else {
+        previous_key(id, control, trigger.token_generation)
+            .ok_or(Verdict::UnknownTokenGeneration)?
+    };
     let sequence = trigger.sequence.get();
     if !replay::in_range(sequence) {
         return Err(Verdict::SequenceOutOfRange);
     }
 
     // Tag: nothing of the session is written, and nothing sent, without a valid one.
-    let signed = frame
-        .get::<[[u8; 8]; SIGNED_LEN / 8]>(trigger_at)
-        .ok_or(Verdict::IpLength)?;
-    let mut mac = Mac::new(key);
-    for word in signed {
-        mac.absorb_word(u64::from_le_bytes(*word));
-    }
-    if payload_len > 0 {
-        mac = packet::absorb_payload(
-            frame,
-            mac,
-            trigger_at.wrapping_add(TRIGGER_HEADER_LEN),
-            payload_len,
-        );
-    }
-    if !tag::equal(mac.finish(), tag::words(trigger.tag)) {
+    if !has_valid_tag(frame, trigger_at, payload_len, &key) {
+        tell(EventKind::Forged, id, datagram);
         return Err(Verdict::BadTag);
     }
-    if ip.hop_limit <= LAST_HOP {
+    let policy = POLICIES
+        .get(u32::from(control.policy))
+        .ok_or(Verdict::MissingConfiguration)?;
+    let key = AckKey {
+        session: id.to_u64(),
+        sequence,
+    };
+    let flags = trigger.flags;
+
+    if !is_trigger {
+        // Acknowledgement: counted once, and on to the server if that wants to know.
+        settle(&key, session, pending)?;
+        if !policy.has(PolicyRecord::RETURN_ACKS) {
+            return Ok(Verdict::AckCounted);
+        }
+        let interface = turn_around(pending, outbound, datagram.traffic_class);
+        // SAFETY: none of the references above is used from here on.
+        unsafe { outbound.write(frame, datagram) }?;
+        // SAFETY: has no requirements.
+        unsafe { bpf_redirect(interface, 0) };
+        return Ok(Verdict::AckReturned);
+    }
+
+    // Policy: what the application may do.
+    if datagram.hop_limit <= LAST_HOP {
         return Err(Verdict::HopLimit);
     }
-    let from = SOURCES
-        .get(u32::from(control.source))
+    if payload_len > usize::from(policy.max_payload) {
+        session.refused();
+        return Err(Verdict::PayloadRefused);
+    }
+    if policy.has(PolicyRecord::SOURCES) && !is_allowed(control.policy, datagram) {
+        session.refused();
+        return Err(Verdict::SourceRefused);
+    }
+
+    // Next hop: the controller has found it out before.
+    // SAFETY: the field is aligned, and valid as long as the program runs.
+    let hop: Hop = unsafe { load(&raw const next_hop.hop) };
+    let is_resolved = hop.state == Hop::RESOLVED;
+    match hop.state {
+        Hop::RESOLVED => {}
+        Hop::UNRESOLVED => {
+            tell(EventKind::NextHopUnresolved, id, datagram);
+            // The kernel finds its own way, which is not that of a realm or into a tunnel.
+            if next_hop.has(NextHopRecord::REALM) || next_hop.has(NextHopRecord::GTPU) {
+                return Err(Verdict::NextHopMissing);
+            }
+        }
+        Hop::NO_ROUTE => return Err(Verdict::NoRoute),
+        _ => return Err(Verdict::MissingConfiguration),
+    }
+    let egress = EGRESSES
+        .get(u32::from(hop.egress))
         .ok_or(Verdict::MissingConfiguration)?;
-    if from.port == NO_PORT {
-        return Err(Verdict::MissingConfiguration);
+    let keeps_source = control.has(SessionControl::KEEP_SOURCE) && datagram.is_v6 == device_is_v6;
+    // Field by field, as what is on the stack has to be aligned, and a copy wouldn't be.
+    outbound.link = if is_resolved {
+        link_to(hop, egress)
+    } else {
+        datagram.link
+    };
+    outbound.has_tunnel = next_hop.has(NextHopRecord::GTPU);
+    outbound.tunnel.is_v6 = next_hop.has(NextHopRecord::OUTER_IPV6);
+    outbound.tunnel.source = bytemuck::cast(next_hop.outer_source);
+    outbound.tunnel.destination = bytemuck::cast(next_hop.outer_destination);
+    outbound.tunnel.teid = teid;
+    outbound.is_v6 = device_is_v6;
+    (outbound.source, outbound.source_port) = if keeps_source {
+        (datagram.source, datagram.source_port)
+    } else {
+        (gateway, next_hop.source_port)
+    };
+    (outbound.destination, outbound.destination_port) = (device, control.device_port);
+    // The kernel takes a hop off itself.
+    outbound.hop_limit = datagram.hop_limit.wrapping_sub(u8::from(is_resolved));
+    outbound.traffic_class = if policy.dscp == PolicyRecord::KEEP_DSCP {
+        datagram.traffic_class
+    } else {
+        policy.dscp << 2 | datagram.traffic_class & 3
+    };
+    if outbound.ip_len(udp_len) > usize::from(next_hop.mtu) {
+        return Err(Verdict::TooBig);
     }
 
     // Replay: the one who swaps the word is the one who lets the trigger through.
-    accept_once(session, sequence)?;
+    accept_once(session, sequence, id, datagram)?;
 
-    // Send: the kernel knows the way.
-    let keep_source = control.has(SessionControl::KEEP_SOURCE);
-    let source = if keep_source {
-        ip.source
-    } else {
-        bytemuck::cast(from.address)
-    };
-    let route = route(context, &ip, source, device)?;
-
-    // Rewrite.
-    // SAFETY: none of the references above is used from here on.
-    unsafe {
-        let udp = frame
-            .get_mut::<UdpHeader>(ip.udp_at)
-            .ok_or(Verdict::Truncated)?;
-        let hops = u8::from(route.is_some());
-        let mut delta = ip.rewrite(frame, source, device, hops)?;
-        if !keep_source {
-            delta = delta.replace_u16(word(udp.source.to_bytes()), word(from.port));
-            udp.source = from.port.into();
-        }
-        delta = delta.replace_u16(word(trigger_port), word(control.device_port));
-        udp.destination = control.device_port.into();
-        if udp.checksum != NO_CHECKSUM {
-            udp.checksum = delta.apply_udp(word(udp.checksum)).to_ne_bytes();
-        }
+    // Rate, and whether the device has just been woken.
+    if policy.interval_ns != 0 {
+        stay_within_rate(session, policy, now_ns)?;
     }
-    session.delivered(frame.len() as u64, now_ns);
+    let now_tick = tick_of(now_ns);
+    let before_tick = wake_once(session, policy.window_ticks, now_tick, flags.collapse_key())?;
+    if nic.idle_ticks != 0
+        && before_tick != 0
+        && now_tick.wrapping_sub(before_tick) >= nic.idle_ticks
+    {
+        tell(EventKind::FirstAfterIdle, id, datagram);
+    }
+    if flags.asks_for_acknowledgement() {
+        expect_acknowledgement(&key, context, datagram, pending);
+    }
 
-    let Some(next_hop) = route else {
-        return Ok(Verdict::NextHopUnresolved);
-    };
-    // SAFETY: as above.
-    let ethernet = unsafe { frame.get_mut::<EthernetHeader>(0) }.ok_or(Verdict::Truncated)?;
-    ethernet.destination = next_hop.destination_mac;
-    ethernet.source = next_hop.source_mac;
-    if next_hop.interface as usize == context.ingress_ifindex() {
+    // Send: the same payload in new headers.
+    let interface = egress.interface;
+    // SAFETY: none of the references above is used from here on.
+    unsafe { outbound.write(frame, datagram) }?;
+    session.delivered(length as u64);
+    if !is_resolved {
+        Ok(Verdict::NextHopUnresolved)
+    } else if interface as usize == context.ingress_ifindex() {
         Ok(Verdict::SentBack)
     } else {
         // SAFETY: has no requirements.
-        unsafe { bpf_redirect(next_hop.interface, 0) };
+        unsafe { bpf_redirect(interface, 0) };
         Ok(Verdict::Redirected)
     }
 }
 
-/// An IP address in memory as on the wire; one of IPv4 is in the first 4 bytes.
-type Address = [u64; 2];
-
-/// What the path needs to know of an IP header.
-struct Ip {
-    is_v6: bool,
-    /// The destination is an address on which this NIC takes triggers.
-    to_gateway: bool,
-    /// Offset into the frame of what follows.
-    udp_at: usize,
-    /// Bytes of what follows, as the header claims.
-    payload_len: usize,
-    hop_limit: u8,
-    source: Address,
+/// The key of the token generation before the current one, if that is asked for and still valid.
+#[inline(always)]
+fn previous_key(id: SessionId, control: SessionControl, token_generation: u8) -> Option<TagKey> {
+    if !control.has(SessionControl::PREVIOUS_TOKEN)
+        || token_generation != control.token_generation.wrapping_sub(1)
+    {
+        return None;
+    }
+    // SAFETY: the controller never changes an entry, it puts a new one in its place.
+    let previous = unsafe { PREVIOUS_KEYS.get(id.slot()) }?;
+    let is_it = previous.generation == id.generation()
+        && previous.token_generation == u32::from(token_generation);
+    is_it.then_some(previous.key)
 }
 
-impl Ip {
-    #[inline(always)]
-    fn parse_v4(frame: Frame<'_>) -> Result<Self, Verdict> {
-        let ip = frame.get::<Ipv4Header>(IP_AT).ok_or(Verdict::Truncated)?;
-        if ip.version_ihl != IPV4_WITHOUT_OPTIONS {
-            return Err(Verdict::UnusualIpHeader);
-        }
-        if ip.fragment.get() & IPV4_MORE_OR_OFFSET != 0 {
-            return Err(Verdict::Fragment);
-        }
-        if ip.protocol != PROTOCOL_UDP {
-            return Err(Verdict::NotUdp);
-        }
-        let config = nic_config();
-        Ok(Self {
-            is_v6: false,
-            to_gateway: config.families & NicConfig::IPV4 != 0 && ip.destination == config.ipv4,
-            udp_at: IP_AT + IPV4_LEN,
-            payload_len: usize::from(ip.total_length.get()).saturating_sub(IPV4_LEN),
-            hop_limit: ip.ttl,
-            source: widen(ip.source),
-        })
+/// Whether the holder of `key` has signed what is at `trigger_at`. (A function of its own for its stack.)
+#[inline(never)]
+fn has_valid_tag(frame: Frame<'_>, trigger_at: usize, payload_len: usize, key: &TagKey) -> bool {
+    let Some(trigger) = frame.get::<TriggerHeader>(trigger_at) else {
+        return false;
+    };
+    let Some(signed) = frame.get::<[[u8; 8]; SIGNED_LEN / 8]>(trigger_at) else {
+        return false;
+    };
+    let mut mac = Mac::new(*key);
+    for word in signed {
+        mac.absorb_word(u64::from_le_bytes(*word));
     }
-
-    #[inline(always)]
-    fn parse_v6(frame: Frame<'_>) -> Result<Self, Verdict> {
-        let ip = frame.get::<Ipv6Header>(IP_AT).ok_or(Verdict::Truncated)?;
-        if ip.version_class_flow[0] >> 4 != 6 {
-            return Err(Verdict::UnusualIpHeader);
-        }
-        match ip.next_header {
-            PROTOCOL_UDP => {}
-            PROTOCOL_IPV6_FRAGMENT => return Err(Verdict::Fragment),
-            _ => return Err(Verdict::NotUdp),
-        }
-        let config = nic_config();
-        Ok(Self {
-            is_v6: true,
-            to_gateway: config.families & NicConfig::IPV6 != 0 && ip.destination == config.ipv6,
-            udp_at: IP_AT + IPV6_LEN,
-            payload_len: usize::from(ip.payload_length.get()),
-            hop_limit: ip.hop_limit,
-            source: bytemuck::cast(ip.source),
-        })
+    if payload_len > 0 {
+        let payload_at = trigger_at.wrapping_add(TRIGGER_HEADER_LEN);
+        mac = packet::absorb_payload(frame, mac, payload_at, payload_len);
     }
+    tag::equal(mac.finish(), tag::words(trigger.tag))
+}
 
-    /// Sets source, destination, and takes `hops` off the hop limit. Returns what the new addresses
-    /// mean for the checksum of UDP, whose pseudo-header has them.
-    ///
-    /// # Safety
-    ///
-    /// No reference to the IP header may be used any more.
-    #[inline(always)]
-    unsafe fn rewrite(
-        &self,
-        frame: Frame<'_>,
-        source: Address,
-        destination: Address,
-        hops: u8,
-    ) -> Result<Delta, Verdict> {
-        let hop_limit = self.hop_limit.wrapping_sub(hops);
-        let old = self.source;
-        if self.is_v6 {
-            // SAFETY: the caller's promise.
-            let ip = unsafe { frame.get_mut::<Ipv6Header>(IP_AT) }.ok_or(Verdict::Truncated)?;
-            let gateway: Address = bytemuck::cast(ip.destination);
-            ip.source = bytemuck::cast(source);
-            ip.destination = bytemuck::cast(destination);
-            ip.hop_limit = hop_limit;
-            Ok(Delta::default()
-                .replace_u64(old[0], source[0])
-                .replace_u64(old[1], source[1])
-                .replace_u64(gateway[0], destination[0])
-                .replace_u64(gateway[1], destination[1]))
-        } else {
-            // SAFETY: the caller's promise.
-            let ip = unsafe { frame.get_mut::<Ipv4Header>(IP_AT) }.ok_or(Verdict::Truncated)?;
-            let (source, destination) = (narrow(source), narrow(destination));
-            let delta = Delta::default()
-                .replace_u32(narrow(old), source)
-                .replace_u32(u32::from_ne_bytes(ip.destination), destination);
-            let checksum = delta
-                .replace_u16(word([ip.ttl, ip.protocol]), word([hop_limit, ip.protocol]))
-                .apply(word(ip.checksum));
-            ip.source = source.to_ne_bytes();
-            ip.destination = destination.to_ne_bytes();
-            ip.ttl = hop_limit;
-            ip.checksum = checksum.to_ne_bytes();
-            Ok(delta)
-        }
+/// Whether an application's triggers may come from where this one does.
+#[inline(always)]
+fn is_allowed(policy: u16, datagram: &Datagram) -> bool {
+    let prefix = SourcePrefix::of(policy, datagram.is_v6, bytemuck::cast(datagram.source));
+    ALLOWED_SOURCES
+        .get(&Key::new(SourcePrefix::BITS, prefix))
+        .is_some()
+}
+
+/// Destination, source and tags of a frame to the next hop.
+#[inline(always)]
+fn link_to(hop: Hop, egress: &EgressRecord) -> Link {
+    let to: [u32; 2] = bytemuck::must_cast(hop);
+    // SAFETY: the field is aligned, and valid as long as the program runs.
+    let from: [u32; 2] =
+        bytemuck::must_cast(unsafe { load((&raw const egress.mac).cast::<u64>()) });
+    let [outer, inner] = egress.tags;
+    Link {
+        macs: [
+            to[0],
+            to[1] & 0xFFFF | from[0] << 16,
+            from[0] >> 16 | from[1] << 16,
+        ],
+        tags: [u32::from_ne_bytes(outer), u32::from_ne_bytes(inner)],
+        tag_count: (egress.tag_count & 3) as usize,
     }
 }
 
 /// Accepts `sequence` if no CPU has accepted it before.
 #[inline(always)]
-fn accept_once(session: Session, sequence: u64) -> Result<(), Verdict> {
-    let index = replay::word_index(sequence);
-    for _ in 0..REPLAY_ATTEMPTS {
-        let word = session.replay_word(index);
-        match replay::offer(word, sequence) {
-            Offer::Accept(new) => {
-                if session.swap_replay_word(index, word, new) {
+fn accept_once(
+    session: Session,
+    sequence: u64,
+    id: SessionId,
+    datagram: &Datagram,
+) -> Result<(), Verdict> {
+    let word = session.replay(replay::word_index(sequence));
+    for _ in 0..ATTEMPTS {
+        let before = word.load();
+        match replay::offer(before, sequence) {
+            Offer::Accept(after) => {
+                if word.swap_if(before, after) {
                     return Ok(());
                 }
             }
-            Offer::Replayed => return Err(Verdict::Replayed),
+            Offer::Replayed => {
+                tell(EventKind::ReplayStorm, id, datagram);
+                return Err(Verdict::Replayed);
+            }
             Offer::TooOld => return Err(Verdict::SequenceTooOld),
         }
     }
-    Err(Verdict::ReplayContended)
+    Err(Verdict::Contended)
 }
 
-/// Where a datagram goes next.
-struct NextHop {
-    interface: u32,
-    source_mac: [u8; 6],
-    destination_mac: [u8; 6],
-}
-
-/// The next hop to `device` by the kernel's routes, or `None` if its MAC address isn't known yet.
+/// Takes a trigger out of the session's bucket, if one is in it.
 #[inline(always)]
-fn route(
-    context: &XdpContext,
-    ip: &Ip,
-    source: Address,
-    device: Address,
-) -> Result<Option<NextHop>, Verdict> {
-    let family = if ip.is_v6 { AF_INET6 } else { AF_INET };
-    let total_len = ip.udp_at.wrapping_add(ip.payload_len).wrapping_sub(IP_AT);
-    let [len_0, len_1] = (total_len as u16).to_ne_bytes();
-    let mut query = Query {
-        family_protocol_ports_len: u64::from_ne_bytes([
-            family,
-            PROTOCOL_UDP,
-            0,
-            0,
-            0,
-            0,
-            len_0,
-            len_1,
-        ]),
-        interface: context.ingress_ifindex() as u32,
-        flow: 0,
-        source,
-        destination: device,
-        vlan_and_macs: [0; 2],
-    };
-    let size = size_of::<Query>() as i32;
-    // SAFETY: the kernel reads and writes as much as it is told.
-    let answer = unsafe { bpf_fib_lookup(context.as_ptr(), (&raw mut query).cast(), size, 0) };
-    match answer as u32 {
-        BPF_FIB_LKUP_RET_SUCCESS => {
-            let macs: [[u8; 2]; 8] = bytemuck::must_cast(query.vlan_and_macs);
-            let [_, _, s0, s1, s2, d0, d1, d2] = macs;
-            Ok(Some(NextHop {
-                interface: query.interface,
-                source_mac: bytemuck::must_cast([s0, s1, s2]),
-                destination_mac: bytemuck::must_cast([d0, d1, d2]),
-            }))
+fn stay_within_rate(session: Session, policy: &PolicyRecord, now_ns: u64) -> Result<(), Verdict> {
+    let word = session.full_at_ns();
+    for _ in 0..ATTEMPTS {
+        let before = word.load();
+        let Some(after) = rate::offer(before, now_ns, policy.interval_ns, policy.tolerance_ns)
+        else {
+            session.refused();
+            return Err(Verdict::RateExceeded);
+        };
+        if word.swap_if(before, after) {
+            return Ok(());
         }
-        BPF_FIB_LKUP_RET_NO_NEIGH => Ok(None),
-        BPF_FIB_LKUP_RET_FWD_DISABLED => Err(Verdict::ForwardingDisabled),
-        BPF_FIB_LKUP_RET_FRAG_NEEDED => Err(Verdict::TooBig),
-        _ => Err(Verdict::NoRoute),
     }
+    Err(Verdict::Contended)
 }
 
-/// Question and answer of the kernel's route look-up: its `struct bpf_fib_lookup`, but made of words
-/// that start at multiples of their size. Frames may be accessed at any address; for the stack, the
-/// verifier insists on alignment.
-#[repr(C)]
-struct Query {
-    family_protocol_ports_len: u64,
-    interface: u32,
-    flow: u32,
-    source: Address,
-    destination: Address,
-    vlan_and_macs: [u64; 2],
+/// Notes the delivery, unless a trigger with the same collapse key has just woken the device. Returns the
+/// tick of the delivery before.
+#[inline(always)]
+fn wake_once(
+    session: Session,
+    window_ticks: u32,
+    now_tick: u32,
+    collapse_key: u8,
+) -> Result<u32, Verdict> {
+    let word = session.activity();
+    for _ in 0..ATTEMPTS {
+        let before = word.load();
+        match activity::offer(before, now_tick, window_ticks, collapse_key) {
+            activity::Offer::Absorb => return Err(Verdict::Coalesced),
+            activity::Offer::Deliver(after) => {
+                // Most of the time nothing changes from one trigger to the next.
+                if after == before || word.swap_if(before, after) {
+                    return Ok(activity::last_tick(before));
+                }
+            }
+        }
+    }
+    Err(Verdict::Contended)
 }
 
-const _: () = {
-    use core::mem::offset_of;
-    assert!(size_of::<Query>() == size_of::<bindings::bpf_fib_lookup>());
-    assert!(offset_of!(Query, interface) == offset_of!(bindings::bpf_fib_lookup, ifindex));
-    assert!(
-        offset_of!(Query, vlan_and_macs) == offset_of!(bindings::bpf_fib_lookup, __bindgen_anon_5)
-    );
-};
+/// Notes the way back to the server of a trigger, for its acknowledgement.
+#[inline(always)]
+fn expect_acknowledgement(
+    key: &AckKey,
+    context: &XdpContext,
+    datagram: &Datagram,
+    pending: &mut PendingWords,
+) {
+    let [m0, m1, m2] = datagram.link.reversed_macs().map(u64::from);
+    let [t0, t1] = datagram.link.tags.map(u64::from);
+    let [s0, s1] = datagram.source_port.map(u64::from);
+    let [d0, d1] = datagram.destination_port.map(u64::from);
+    *pending = [
+        // SAFETY: has no requirements.
+        unsafe { bpf_ktime_get_ns() },
+        datagram.source[0],
+        datagram.source[1],
+        datagram.destination[0],
+        datagram.destination[1],
+        t0 | t1 << 32,
+        context.ingress_ifindex() as u64
+            | s0 << 32
+            | s1 << 40
+            | (datagram.link.tag_count as u64) << 48
+            | u64::from(datagram.is_v6) << 56,
+        m0 | m1 << 32,
+        m2 | d0 << 32 | d1 << 40,
+    ];
+    // If there is no room, there will be no acknowledgement; the trigger goes on all the same.
+    let _ = PENDING_ACKS.insert(key, bytemuck::must_cast_ref::<_, PendingAck>(&*pending), 0);
+}
+
+/// Counts an acknowledgement that is waited for, and stops waiting; what was noted with it is `pending`
+/// then.
+#[inline(always)]
+fn settle(key: &AckKey, session: Session, pending: &mut PendingWords) -> Result<(), Verdict> {
+    let noted = PENDING_ACKS.get_ptr(key).ok_or(Verdict::AckUnexpected)?;
+    // SAFETY: an entry stays in memory while the program runs. If it has been used for another trigger
+    // meanwhile, removing it will fail.
+    *pending = unsafe { load(noted.cast()) };
+    // Of two CPUs, one succeeds.
+    PENDING_ACKS
+        .remove(key)
+        .map_err(|_| Verdict::AckUnexpected)?;
+    // SAFETY: has no requirements.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    let round_trip_us = (now_ns.wrapping_sub(pending[0]) / 1000).min(u64::from(u32::MAX)) as u32;
+    session.acknowledged(round_trip_us);
+    if let Some(counters) = counters() {
+        let class = round_trip_class(round_trip_us);
+        // The compiler knows the bound, the verifier doesn't: it has to see a mask.
+        // SAFETY: a local is valid and aligned.
+        let class = unsafe { load(&raw const class) } & (ROUND_TRIP_CLASSES - 1);
+        // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
+        unsafe {
+            let count = &mut (*counters).round_trips[class];
+            *count = count.wrapping_add(1);
+        }
+    }
+    Ok(())
+}
+
+/// Makes `outbound` the datagram to the server that waits for an acknowledgement, the way its trigger
+/// came. Returns the index of the NIC.
+#[inline(always)]
+fn turn_around(pending: &PendingWords, outbound: &mut Outbound, traffic_class: u8) -> u32 {
+    let [
+        _,
+        server_0,
+        server_1,
+        gateway_0,
+        gateway_1,
+        tags,
+        nic,
+        macs,
+        more,
+    ] = *pending;
+    outbound.link.macs = [macs as u32, (macs >> 32) as u32, more as u32];
+    outbound.link.tags = [tags as u32, (tags >> 32) as u32];
+    outbound.link.tag_count = (nic >> 48 & 3) as usize;
+    outbound.has_tunnel = false;
+    outbound.is_v6 = nic >> 56 != 0;
+    outbound.source = [gateway_0, gateway_1];
+    outbound.destination = [server_0, server_1];
+    outbound.source_port = [(more >> 32) as u8, (more >> 40) as u8];
+    outbound.destination_port = [(nic >> 32) as u8, (nic >> 40) as u8];
+    outbound.hop_limit = OWN_HOP_LIMIT;
+    outbound.traffic_class = traffic_class;
+    nic as u32
+}
 
 /// Counts a packet of `length` bytes.
 #[inline(always)]
 fn count(verdict: Verdict, length: usize) {
-    // SAFETY: a static is valid and aligned.
-    let nic = unsafe { shared::load(&raw const NIC_CONFIG.index) };
-    if let Some(counters) = COUNTERS.get_ptr_mut(nic) {
+    let index = verdict as usize;
+    // The compiler knows the bound, the verifier doesn't: it has to see a mask.
+    // SAFETY: a local is valid and aligned.
+    let index = unsafe { load(&raw const index) } & (VERDICT_SLOTS - 1);
+    if let Some(counters) = counters() {
         // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
-        let count = unsafe { &mut (*counters).by_verdict[verdict as usize] };
+        let count = unsafe { &mut (*counters).by_verdict[index] };
         count.packets = count.packets.wrapping_add(1);
         count.bytes = count.bytes.wrapping_add(length as u64);
     }
+}
+
+/// This NIC's, on this CPU.
+#[inline(always)]
+fn counters() -> Option<*mut Counters> {
+    // SAFETY: a static is valid and aligned.
+    let nic = unsafe { load(&raw const NIC_CONFIG.index) };
+    COUNTERS.get_ptr_mut(nic)
 }
 
 #[inline(always)]
@@ -519,25 +657,8 @@ fn nic_config() -> NicConfig {
     const WORDS: usize = size_of::<NicConfig>() / 8;
     // SAFETY: a static is valid, and aligned to words. It's read as volatile, as it will have another
     // value than it has here.
-    let words: [u64; WORDS] = unsafe { shared::load((&raw const NIC_CONFIG).cast()) };
+    let words: [u64; WORDS] = unsafe { load((&raw const NIC_CONFIG).cast()) };
     bytemuck::must_cast(words)
-}
-
-/// Two bytes as checksums sum them up.
-#[inline(always)]
-const fn word(bytes: [u8; 2]) -> u16 {
-    u16::from_ne_bytes(bytes)
-}
-
-#[inline(always)]
-fn widen(ipv4: [u8; 4]) -> Address {
-    bytemuck::must_cast([u32::from_ne_bytes(ipv4), 0, 0, 0])
-}
-
-#[inline(always)]
-fn narrow(address: Address) -> u32 {
-    let [ipv4, _, _, _]: [u32; 4] = bytemuck::must_cast(address);
-    ipv4
 }
 
 #[cfg(target_arch = "bpf")]

@@ -1,12 +1,14 @@
 //! Bytes of a frame, checked: the only pointer arithmetic of the program.
 
-use aya_ebpf::helpers::bpf_loop;
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::{bpf_loop, bpf_xdp_adjust_head, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
 use core::ffi::c_void;
-use push_common::tag::Mac;
+use push_common::checksum::Delta;
+use push_common::tag::{Mac, TagKey};
 use zerocopy::{FromBytes, IntoBytes, Unaligned};
 
-/// A frame in the driver's receive buffer.
+/// A frame in the driver's receive buffer. What is beyond the first buffer of several is not seen.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame<'a> {
     context: &'a XdpContext,
@@ -21,13 +23,14 @@ impl<'a> Frame<'a> {
         Self { context }
     }
 
-    /// Length of the frame in bytes.
+    /// Length of the frame in bytes, over all of its buffers.
     #[inline(always)]
     pub(crate) fn len(self) -> usize {
-        self.context.data_end().wrapping_sub(self.context.data())
+        // SAFETY: the context is the kernel's own.
+        unsafe { bpf_xdp_get_buff_len(self.context.as_ptr().cast()) as usize }
     }
 
-    /// What lies at `offset`, if all of it is inside of the frame.
+    /// What lies at `offset`, if all of it is inside of the first buffer.
     #[inline(always)]
     pub(crate) fn get<T: FromBytes + Unaligned>(self, offset: usize) -> Option<&'a T> {
         // SAFETY: all of the T is inside of the frame, which outlives 'a; any bytes make a T, at any
@@ -35,7 +38,7 @@ impl<'a> Frame<'a> {
         self.pointer(offset).map(|pointer| unsafe { &*pointer })
     }
 
-    /// What lies at `offset`, to be changed, if all of it is inside of the frame.
+    /// What lies at `offset`, to be changed, if all of it is inside of the first buffer.
     ///
     /// # Safety
     ///
@@ -49,11 +52,25 @@ impl<'a> Frame<'a> {
         self.pointer(offset).map(|pointer| unsafe { &mut *pointer })
     }
 
+    /// Puts `growth` bytes in front of the frame, or takes them away if that is negative. Offsets count
+    /// from the new beginning. `None` if the driver hasn't left that much room.
+    ///
+    /// # Safety
+    ///
+    /// No reference to the frame may be used any more.
+    #[inline(always)]
+    pub(crate) unsafe fn grow(self, growth: i32) -> Option<()> {
+        // SAFETY: the context is the kernel's own; the rest is the caller's promise.
+        let result =
+            unsafe { bpf_xdp_adjust_head(self.context.as_ptr().cast(), growth.wrapping_neg()) };
+        (result == 0).then_some(())
+    }
+
     /// All bounds checks of the program. The comparison has to be one of 64-bit registers that hold
     /// packet pointers: only that tells the verifier how many bytes are there.
     #[inline(always)]
     fn pointer<T>(self, offset: usize) -> Option<*mut T> {
-        let start = self.context.data().wrapping_add(offset);
+        let start = self.context.data().wrapping_add(offset & OFFSET_MASK);
         if start.wrapping_add(size_of::<T>()) > self.context.data_end() {
             return None;
         }
@@ -68,34 +85,87 @@ impl<'a> Frame<'a> {
 /// doesn't match then.
 #[inline(always)]
 pub(crate) fn absorb_payload(frame: Frame<'_>, mac: Mac, offset: usize, length: usize) -> Mac {
-    let mut rest = Rest { frame, mac, offset };
-    // SAFETY: the kernel calls `absorb_word` with the number of a round, and `rest`, on this stack.
-    unsafe {
-        let body: unsafe extern "C" fn(u32, &mut Rest<'_>) -> i64 = absorb_word;
-        let words = (length / 8) as u32;
-        bpf_loop(words, body as *mut c_void, (&raw mut rest).cast(), 0);
-    }
-    // The odd bytes end the word that ends with the payload; it may begin before the payload does.
-    let end = offset.wrapping_add(length).wrapping_sub(8) & OFFSET_MASK;
-    let word = frame
-        .get::<[u8; 8]>(end)
-        .map_or(0, |word| u64::from_le_bytes(*word));
+    let mut rest = Words {
+        frame,
+        offset,
+        mac,
+        sum: Delta::ZERO,
+    };
+    rest.each(absorb_word, length);
+    let word = rest.last(length);
     rest.mac.absorb_end_of_word(word, length % 8);
     rest.mac
 }
 
-struct Rest<'a> {
-    frame: Frame<'a>,
-    mac: Mac,
-    offset: usize,
+/// The sum, for a checksum, of `length` bytes that start at `offset`, which is at least 8.
+#[inline(always)]
+pub(crate) fn sum(frame: Frame<'_>, offset: usize, length: usize) -> Delta {
+    let mut rest = Words {
+        frame,
+        offset,
+        mac: Mac::new(TagKey::default()),
+        sum: Delta::ZERO,
+    };
+    rest.each(add_word, length);
+    match length % 8 {
+        0 => rest.sum,
+        odd => rest
+            .sum
+            .add_u64(rest.last(length) >> 64_usize.wrapping_sub(odd.wrapping_mul(8))),
+    }
 }
 
-/// Absorbs word number `round` of the payload; 1 ends the loop.
-extern "C" fn absorb_word(round: u32, rest: &mut Rest<'_>) -> i64 {
-    let offset = rest.offset.wrapping_add((round as usize).wrapping_mul(8)) & OFFSET_MASK;
-    let Some(word) = rest.frame.get::<[u8; 8]>(offset) else {
+/// Bytes of a frame, word by word.
+struct Words<'a> {
+    frame: Frame<'a>,
+    offset: usize,
+    mac: Mac,
+    sum: Delta,
+}
+
+impl Words<'_> {
+    /// Calls `body` for all whole words of `length` bytes.
+    #[inline(always)]
+    fn each(&mut self, body: extern "C" fn(u32, &mut Words<'_>) -> i64, length: usize) {
+        let words = (length / 8) as u32;
+        // SAFETY: the kernel calls `body` with the number of a round, and `self`, on this stack.
+        unsafe {
+            bpf_loop(words, body as *mut c_void, (&raw mut *self).cast(), 0);
+        }
+    }
+
+    /// The word that ends with the last of `length` bytes; it may begin before they do.
+    #[inline(always)]
+    fn last(&self, length: usize) -> u64 {
+        let end = self.offset.wrapping_add(length).wrapping_sub(8);
+        self.frame
+            .get::<[u8; 8]>(end)
+            .map_or(0, |word| u64::from_le_bytes(*word))
+    }
+
+    #[inline(always)]
+    fn word(&self, round: u32) -> Option<u64> {
+        let offset = self.offset.wrapping_add((round as usize).wrapping_mul(8));
+        self.frame
+            .get::<[u8; 8]>(offset)
+            .map(|word| u64::from_le_bytes(*word))
+    }
+}
+
+/// Absorbs word number `round`; 1 ends the loop.
+extern "C" fn absorb_word(round: u32, rest: &mut Words<'_>) -> i64 {
+    let Some(word) = rest.word(round) else {
         return 1;
     };
-    rest.mac.absorb_word(u64::from_le_bytes(*word));
+    rest.mac.absorb_word(word);
+    0
+}
+
+/// Adds word number `round`; 1 ends the loop.
+extern "C" fn add_word(round: u32, rest: &mut Words<'_>) -> i64 {
+    let Some(word) = rest.word(round) else {
+        return 1;
+    };
+    rest.sum = rest.sum.add_u64(word);
     0
 }

@@ -7,7 +7,7 @@
 #[cfg(target_arch = "bpf")]
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 #[cfg(not(target_arch = "bpf"))]
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use push_common::maps::{SessionControl, SessionRecord};
 use push_common::tag::TagKey;
 
@@ -15,10 +15,23 @@ use push_common::tag::TagKey;
 #[derive(Clone, Copy)]
 pub(crate) struct Session(*mut SessionRecord);
 
+/// What belongs together of a record, as it was at one moment.
+pub(crate) struct Image {
+    pub(crate) control: SessionControl,
+    /// Of the current token generation.
+    pub(crate) key: TagKey,
+    pub(crate) device: [u64; 2],
+    pub(crate) teid: u32,
+}
+
+/// Attempts at reading a record that the controller changes at the same time. One fails only if the
+/// controller has just got to the next step of a change.
+const IMAGE_ATTEMPTS: u32 = 4;
+
 impl Session {
     /// # Safety
     ///
-    /// `record` must point to an element of the session table.
+    /// `record` must point to an element of the session table, or of the map of the staged record.
     #[inline(always)]
     pub(crate) const unsafe fn new(record: *mut SessionRecord) -> Self {
         Self(record)
@@ -31,66 +44,116 @@ impl Session {
     }
 
     #[inline(always)]
-    pub(crate) fn control(self) -> SessionControl {
-        // SAFETY: as above.
-        unsafe { load(&raw const (*self.0).control) }
-    }
-
-    #[inline(always)]
     pub(crate) fn expires_tick(self) -> u32 {
         // SAFETY: as above.
         unsafe { load(&raw const (*self.0).expires_tick) }
     }
 
-    /// Key of a token generation; meaningful while [`Session::control`] stays the same.
+    /// What the record, or `staged` while it is being changed, says at one moment.
     #[inline(always)]
-    pub(crate) fn key(self, token_generation: u8) -> TagKey {
-        // SAFETY: as above, and the index is 0 or 1.
-        unsafe {
-            load(
-                (&raw const (*self.0).keys)
-                    .cast::<TagKey>()
-                    .add(usize::from(token_generation & 1)),
-            )
+    pub(crate) fn image(self, staged: Self) -> Option<Image> {
+        for _ in 0..IMAGE_ATTEMPTS {
+            let control = self.control();
+            let whole = if control.has(SessionControl::STAGED) {
+                staged
+            } else {
+                self
+            };
+            // SAFETY: as above; the address starts at a multiple of 8.
+            let image = unsafe {
+                Image {
+                    control: whole.control(),
+                    key: load(&raw const (*whole.0).key),
+                    device: load((&raw const (*whole.0).device_address).cast()),
+                    teid: load((&raw const (*whole.0).teid).cast()),
+                }
+            };
+            if self.control() == control {
+                return Some(image);
+            }
         }
+        None
     }
 
-    /// Address of the device; meaningful while [`Session::control`] stays the same.
     #[inline(always)]
-    pub(crate) fn device_address(self) -> [u64; 2] {
-        // SAFETY: as above; the field starts at a multiple of 8.
-        unsafe { load((&raw const (*self.0).device_address).cast()) }
+    fn control(self) -> SessionControl {
+        // SAFETY: as above.
+        unsafe { load(&raw const (*self.0).control) }
     }
 
     /// Word `index` (below 4) of the replay window.
     #[inline(always)]
-    pub(crate) fn replay_word(self, index: usize) -> u64 {
-        // SAFETY: as above.
-        unsafe { load(self.replay(index)) }
+    pub(crate) fn replay(self, index: usize) -> Word {
+        // SAFETY: as above, and the mask keeps the index in the array.
+        Word(unsafe { (&raw mut (*self.0).replay).cast::<u64>().add(index & 3) })
     }
 
-    /// Replaces word `index` (below 4) of the replay window if it still is `old`; says whether it was.
+    /// When the rate limit's bucket is full.
     #[inline(always)]
-    pub(crate) fn swap_replay_word(self, index: usize, old: u64, new: u64) -> bool {
+    pub(crate) fn full_at_ns(self) -> Word {
         // SAFETY: as above.
-        unsafe { swap_if(self.replay(index), old, new) }
+        Word(unsafe { &raw mut (*self.0).full_at_ns })
+    }
+
+    #[inline(always)]
+    pub(crate) fn activity(self) -> Word {
+        // SAFETY: as above.
+        Word(unsafe { &raw mut (*self.0).activity })
     }
 
     /// Counts a delivery.
     #[inline(always)]
-    pub(crate) fn delivered(self, frame_length: u64, now_ns: u64) {
+    pub(crate) fn delivered(self, frame_length: u64) {
         // SAFETY: as above.
         unsafe {
             add(&raw mut (*self.0).packets, 1);
             add(&raw mut (*self.0).bytes, frame_length);
-            (&raw mut (*self.0).last_delivered_ns).write_volatile(now_ns);
         }
     }
 
+    /// Counts a trigger that a policy refused.
     #[inline(always)]
-    fn replay(self, index: usize) -> *mut u64 {
-        // SAFETY: as above, and the mask keeps the index in the array.
-        unsafe { (&raw mut (*self.0).replay).cast::<u64>().add(index & 3) }
+    pub(crate) fn refused(self) {
+        // SAFETY: as above.
+        unsafe { add_u32(&raw mut (*self.0).refused, 1) }
+    }
+
+    /// Counts an acknowledgement, and takes its round-trip time into account (RFC 6298, 2.3).
+    #[inline(always)]
+    pub(crate) fn acknowledged(self, round_trip_us: u32) {
+        // SAFETY: as above. Of two acknowledgements at the same time, one may not be taken into account.
+        unsafe {
+            add_u32(&raw mut (*self.0).acknowledged, 1);
+            let smoothed = &raw mut (*self.0).round_trip_us;
+            let before = load(smoothed.cast_const());
+            let after = if before == 0 {
+                round_trip_us
+            } else {
+                before
+                    .wrapping_sub(before / 8)
+                    .saturating_add(round_trip_us / 8)
+            };
+            smoothed.write_volatile(if after == 0 { 1 } else { after });
+        }
+    }
+}
+
+/// A word that several CPUs change.
+#[derive(Clone, Copy)]
+pub(crate) struct Word(*mut u64);
+
+impl Word {
+    #[inline(always)]
+    pub(crate) fn load(self) -> u64 {
+        // SAFETY: it is one of a live record, and aligned.
+        unsafe { load(self.0) }
+    }
+
+    /// Stores `new` if the word is still `old`; says whether it was.
+    #[inline(always)]
+    pub(crate) fn swap_if(self, old: u64, new: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { swap_if(self.0, old, new) }
     }
 }
 
@@ -143,5 +206,24 @@ unsafe fn add(word: *mut u64, n: u64) {
     #[cfg(not(target_arch = "bpf"))]
     unsafe {
         AtomicU64::from_ptr(word).fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// Adds `n` to `*word`.
+///
+/// # Safety
+///
+/// `word` must be valid for reads and writes, and aligned.
+#[inline(always)]
+unsafe fn add_u32(word: *mut u32, n: u32) {
+    // SAFETY: the caller's promise.
+    #[cfg(target_arch = "bpf")]
+    unsafe {
+        atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(word, n);
+    }
+    // SAFETY: the caller's promise.
+    #[cfg(not(target_arch = "bpf"))]
+    unsafe {
+        AtomicU32::from_ptr(word).fetch_add(n, Ordering::Relaxed);
     }
 }
