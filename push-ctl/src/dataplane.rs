@@ -6,154 +6,64 @@
 //!
 //! | pin | is |
 //! | --- | --- |
-//! | `push_meta`, `push_sessions`, `push_sources`, `push_counters` | the maps |
+//! | `push_…` | the maps, see [`push_common::maps`] |
 //! | `link_NIC` | the attachment to a NIC (`.` in a name becomes `%`) |
 
 mod attach;
+mod events;
 mod gates;
 mod netlink;
+mod next_hops;
 mod pins;
+mod policies;
+mod settings;
 mod table;
+
+pub use events::Told;
+pub use settings::{
+    Gtpu, Nic, NicCounters, NicStatus, Policy, Rate, Realm, RealmLink, SessionCounters,
+    SessionImage, Settings, TestRun, Tunnel,
+};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use attach::{attach, detach_others, load, xdp};
 use aya::Ebpf;
-use aya::maps::{MapData, PerCpuArray};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use aya::programs::links::FdLink;
 use aya::programs::{TestRun as _, TestRunOptions};
-use pins::{adoptable, assign_nic_indices, pinned_map, source_record, write_meta, write_sources};
+use events::Events;
+use next_hops::{Asker, NextHopTable, NextHops, Target, TunnelEnds, Watch};
+use pins::{adoptable, assign_nic_indices, pinned_map, write_meta};
+use policies::Policies;
 use push_common::maps::{
-    COUNTERS, Counters, LAYOUT_VERSION, META, Meta, NicConfig, SESSIONS, SOURCES, SourceRecord,
+    COUNTERS, Counters, EGRESSES, LAYOUT_VERSION, META, Meta, NEXT_HOPS, NicConfig, PREVIOUS_KEYS,
+    PreviousKey, ROUND_TRIP_CLASSES, SESSIONS, STAGED, SessionControl, TICK_NS,
 };
-use push_common::tag::TagKey;
 use push_common::verdict::Verdict;
 use push_common::wire::SessionId;
 use std::fs::File;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::time::Duration;
 use table::SessionTable;
 
+/// How long after a failure events are waited for again.
+const EVENTS_RETRY: Duration = Duration::from_secs(10);
+
 /// The compiled XDP program.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/push"));
-
-/// What the data plane is to be like.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Folder on a bpffs for pins.
-    pub pin_dir: PathBuf,
-    /// Slots of the session table.
-    pub session_slots: u32,
-    /// UDP port on which triggers are taken.
-    pub trigger_port: u16,
-    /// Addresses with which devices register, from which triggers reach them.
-    pub sources: Vec<SocketAddr>,
-    /// Leave source address and port of triggers as they are.
-    pub keep_source: bool,
-    /// Attach in generic mode where the driver has no native one.
-    pub allow_generic: bool,
-    /// Refuse to go without `CAP_PERFMON`.
-    pub require_perfmon: bool,
-    /// NICs to attach to.
-    pub nics: Vec<Nic>,
-}
-
-/// A NIC to attach to.
-#[derive(Clone, Debug)]
-pub struct Nic {
-    /// Name of the interface.
-    pub name: String,
-    /// IPv4 address to which triggers are sent.
-    pub ipv4: Option<Ipv4Addr>,
-    /// IPv6 address to which triggers are sent.
-    pub ipv6: Option<Ipv6Addr>,
-}
-
-impl Nic {
-    /// Whether triggers are taken on this NIC.
-    #[must_use]
-    pub const fn takes_triggers(&self) -> bool {
-        self.ipv4.is_some() || self.ipv6.is_some()
-    }
-}
-
-/// What the path is to know of an authorised session.
-#[derive(Clone, Debug)]
-pub struct SessionImage {
-    /// Identifier; its slot is the index into the session table.
-    pub id: SessionId,
-    /// Address and port on which the app instance receives triggers.
-    pub device: SocketAddr,
-    /// The address of the gateway that the device registered with, one of [`Settings::sources`].
-    pub source: SocketAddr,
-    /// Generation of the current token.
-    pub token_generation: u8,
-    /// Key of the current token.
-    pub key: TagKey,
-    /// Key of the token before it, while that is valid too.
-    pub previous_key: Option<TagKey>,
-    /// From now until the session ends.
-    pub expires_in: Duration,
-}
-
-/// How the program is attached to a NIC, as the kernel tells.
-#[derive(Clone, Debug)]
-pub struct NicStatus {
-    /// Name of the interface.
-    pub name: String,
-    /// Index of the interface.
-    pub index: u32,
-    /// Whether triggers are taken on it.
-    pub takes_triggers: bool,
-    /// `native`, `generic`, `offloaded`, or `none` if this program isn't attached any more.
-    pub mode: &'static str,
-    /// Identifier of the program.
-    pub program_id: u32,
-    /// Identifier of the link; it survives restarts of the controller.
-    pub link_id: u32,
-    /// The link was there already when this process started.
-    pub adopted: bool,
-}
-
-/// What the path has counted for a session.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SessionCounters {
-    /// Triggers delivered.
-    pub packets: u64,
-    /// Bytes of their frames.
-    pub bytes: u64,
-    /// Since the last one, if there was one.
-    pub last_delivered_ago: Option<Duration>,
-}
-
-/// Packets and bytes of a NIC by verdict, summed up over CPUs.
-#[derive(Clone, Debug)]
-pub struct NicCounters {
-    /// Name of the interface.
-    pub name: String,
-    /// In the order of [`Verdict::ALL`]: packets, bytes.
-    pub by_verdict: Vec<(Verdict, u64, u64)>,
-}
-
-/// What a program did with the one frame it was given.
-#[derive(Clone, Debug)]
-pub struct TestRun {
-    /// The XDP action, as a number.
-    pub action: u32,
-    /// The frame as it is afterwards.
-    pub frame: Vec<u8>,
-    /// The time the program took, by the kernel's clock, in whole nanoseconds; reading that clock is part of it.
-    pub duration: Duration,
-}
 
 /// The attached program and its maps.
 pub struct Dataplane {
     settings: Settings,
     attached: Vec<Attached>,
     sessions: SessionTable,
-    sources: Vec<SourceRecord>,
+    previous_keys: HashMap<MapData, u32, PreviousKeyBytes>,
+    next_hops: NextHops,
+    watch: Watch,
+    policies: Policies,
     counters: PerCpuArray<MapData, CounterWords>,
+    events: Events,
     warnings: Vec<String>,
     /// Keeps a second process off the pins.
     _lock: File,
@@ -172,7 +82,7 @@ struct Attached {
 
 /// Records as aya takes them: it knows only its own trait for plain data.
 type MetaBytes = [u8; size_of::<Meta>()];
-type SourceBytes = [u8; size_of::<SourceRecord>()];
+type PreviousKeyBytes = [u8; size_of::<PreviousKey>()];
 type CounterWords = [u64; size_of::<Counters>() / 8];
 
 impl Dataplane {
@@ -197,16 +107,35 @@ impl Dataplane {
         let nic_indices = assign_nic_indices(&mut meta, &settings.nics)?;
         let mut programs = Vec::new();
         for (nic, index) in settings.nics.iter().zip(nic_indices) {
-            let config = nic_config(nic, index, settings.trigger_port);
+            let config = nic_config(nic, index, &settings);
             programs.push((nic, config, load(&settings, &config)?));
         }
 
         meta.layout_version = LAYOUT_VERSION;
         meta.session_slots = settings.session_slots;
         let pinned = |name: &str| pinned_map(&settings.pin_dir, name);
-        let sessions = SessionTable::map(pinned(SESSIONS)?.fd().as_fd(), settings.session_slots)?;
-        let sources = write_sources(pinned(SOURCES)?, &settings.sources)?;
-        let counters = PerCpuArray::try_from(aya::maps::Map::PerCpuArray(pinned(COUNTERS)?))?;
+        let (sessions, staged) = (pinned(SESSIONS)?, pinned(STAGED)?);
+        let slots = settings.session_slots;
+        let sessions = SessionTable::map(sessions.fd().as_fd(), staged.fd().as_fd(), slots)?;
+        let previous_keys = HashMap::try_from(Map::HashMap(pinned(PREVIOUS_KEYS)?))?;
+        let policies = Policies::open(&settings)?;
+        let counters = PerCpuArray::try_from(Map::PerCpuArray(pinned(COUNTERS)?))?;
+        let events = Events::open(&settings)?;
+
+        let (next_hops, egresses) = (pinned(NEXT_HOPS)?, pinned(EGRESSES)?);
+        let next_hops = NextHopTable::map(next_hops.fd().as_fd(), egresses.fd().as_fd())?;
+        let names = settings.nics.iter().map(|nic| nic.name.clone()).collect();
+        let asker = Asker::start()?;
+        let ask = move |neighbour| asker.ask(neighbour);
+        let mut next_hops = NextHops::new(next_hops, settings.realms.clone(), names, ask);
+        let (watch, news) = Watch::open().await?;
+        next_hops.apply(news);
+        next_hops.occupied(
+            sessions
+                .installed()
+                .filter_map(|id| sessions.control(id))
+                .map(|control| control.next_hop),
+        );
         write_meta(pinned(META)?, &meta)?;
         if is_new {
             tracing::info!(slots = settings.session_slots, pin_dir = %settings.pin_dir.display(), "made a new session table");
@@ -223,8 +152,12 @@ impl Dataplane {
             settings,
             attached,
             sessions,
-            sources,
+            previous_keys,
+            next_hops,
+            watch,
+            policies,
             counters,
+            events,
             warnings,
             _lock: lock,
         })
@@ -235,35 +168,162 @@ impl Dataplane {
     ///
     /// # Errors
     ///
-    /// The slot isn't in the table, or the source isn't one of [`Settings::sources`].
+    /// The slot isn't in the table, there is no room for another next hop or a previous key, or there is no
+    /// local address for its tunnel. What was in the table before stays as it was.
     pub fn install(&mut self, image: &SessionImage) -> Result<()> {
+        let id = image.id;
         ensure!(
-            image.id.slot() < self.settings.session_slots,
-            "session {} is beyond the {} slots of the session table; raise sessions.slots",
-            image.id,
+            id.slot() < self.settings.session_slots,
+            "session {id} is beyond the {} slots of the session table; raise sessions.slots",
             self.settings.session_slots,
         );
-        let wanted = source_record(image.source);
-        let source = self
-            .sources
-            .iter()
-            .position(|source| *source == wanted)
-            .ok_or_else(|| {
-                anyhow!(
-                    "session {} was registered at {}, which is no longer in internal.listen",
-                    image.id,
-                    image.source
-                )
-            })?;
-        let source = u16::try_from(source).context("more sources than the map has")?;
+        let target = self.target(image)?;
+        if let Some(key) = image.previous_key {
+            let previous = PreviousKey {
+                generation: id.generation(),
+                token_generation: u32::from(image.token_generation.wrapping_sub(1)),
+                key,
+            };
+            let bytes: PreviousKeyBytes = bytemuck::must_cast(previous);
+            self.previous_keys
+                .insert(id.slot(), bytes, 0)
+                .context("no room for another token that has been rotated but is still valid; wait until others have ended, or rotate without an overlap")?;
+        }
+        let next_hop = self.next_hops.acquire(id, &target)?;
+        let had_previous = self.has_previous_key(id);
+        let keep_source = self.settings.keep_source;
         self.sessions
-            .install(image, source, self.settings.keep_source, monotonic_ns());
+            .install(image, next_hop, keep_source, monotonic_ns());
+        if had_previous && image.previous_key.is_none() {
+            self.forget_previous_key(id);
+        }
         Ok(())
     }
 
     /// Takes a session out of the table, if it is there: triggers for it are refused from now on.
     pub fn remove(&mut self, id: SessionId) {
+        let had_previous = self.has_previous_key(id);
         self.sessions.remove(id);
+        self.next_hops.release(id);
+        if had_previous {
+            self.forget_previous_key(id);
+        }
+    }
+
+    /// What the path is to enforce for sessions that refer to this slot.
+    ///
+    /// # Errors
+    ///
+    /// There is no such slot, no room for another prefix, or the kernel refuses.
+    pub fn set_policy(&mut self, slot: u16, policy: &Policy) -> Result<()> {
+        self.policies.set(slot, policy)
+    }
+
+    /// Permits nothing any more to sessions that still refer to this slot.
+    pub fn remove_policy(&mut self, slot: u16) {
+        if let Err(error) = self.policies.remove(slot) {
+            tracing::warn!(slot, "a policy stays where it is: {error:#}");
+        }
+    }
+
+    /// All policies and sessions that there are have been set and installed since this was opened: what
+    /// is left of others may go.
+    pub fn settled(&mut self) {
+        self.next_hops.adopted();
+        if let Err(error) = self.policies.settled() {
+            tracing::warn!("policies of applications that are gone stay: {error:#}");
+        }
+    }
+
+    /// Waits until the kernel's routes, neighbours or links change, and sees to it; or until the path has
+    /// something to tell, and logs it. Nothing is lost if it is cancelled.
+    pub async fn changed(&mut self) {
+        tokio::select! {
+            moved = self.watch.keep(&mut self.next_hops) => {
+                for (id, next_hop) in moved {
+                    self.sessions.set_next_hop(id, next_hop);
+                }
+            }
+            told = self.events.next() => match told {
+                Ok(told) => told.iter().for_each(|told| self.log(told)),
+                Err(error) => {
+                    tracing::warn!("{error:#}");
+                    tokio::time::sleep(EVENTS_RETRY).await;
+                }
+            },
+        }
+    }
+
+    fn log(&self, told: &Told) {
+        let &Told {
+            kind,
+            nic,
+            count,
+            session,
+            source,
+        } = told;
+        let nic = self
+            .attached
+            .iter()
+            .find(|attached| attached.config.index == nic)
+            .map_or("a NIC that is gone", |attached| &attached.nic.name);
+        tracing::info!(target: "event", event = kind.label(), nic, count, session = %session, source = %source, "{}", kind.meaning());
+    }
+
+    /// What the path has told up to now.
+    pub fn events(&mut self) -> Vec<Told> {
+        self.events.drain()
+    }
+
+    /// Events that the path had no room for.
+    #[must_use]
+    pub fn events_lost(&self) -> u64 {
+        self.events.lost().unwrap_or_else(|error| {
+            tracing::warn!("{error:#}");
+            0
+        })
+    }
+
+    /// What is known of the way to a session's device: `resolved`, `unresolved` or `no_route`; `None` if the
+    /// session isn't in the table.
+    #[must_use]
+    pub fn next_hop_state(&self, id: SessionId) -> Option<&'static str> {
+        self.next_hops.state(id)
+    }
+
+    fn target(&self, image: &SessionImage) -> Result<Target> {
+        let tunnel = match image.tunnel {
+            None => None,
+            Some(Tunnel { peer, .. }) => {
+                let Gtpu { ipv4, ipv6 } = self.settings.gtpu;
+                let local = match peer {
+                    IpAddr::V4(_) => ipv4.map(IpAddr::V4),
+                    IpAddr::V6(_) => ipv6.map(IpAddr::V6),
+                };
+                let local = local.with_context(|| {
+                    format!("session {} has a tunnel to {peer}, and gtpu.local has no address of that IP version", image.id)
+                })?;
+                Some(TunnelEnds { local, peer })
+            }
+        };
+        Ok(Target {
+            realm: image.realm,
+            device: image.device.ip(),
+            source: image.source,
+            tunnel,
+        })
+    }
+
+    fn has_previous_key(&self, id: SessionId) -> bool {
+        self.sessions
+            .control(id)
+            .is_some_and(|control| control.has(SessionControl::PREVIOUS_TOKEN))
+    }
+
+    fn forget_previous_key(&mut self, id: SessionId) {
+        if let Err(error) = self.previous_keys.remove(&id.slot()) {
+            tracing::warn!(session = %id, %error, "cannot remove a key that isn't valid any more from its map");
+        }
     }
 
     /// The sessions in the table.
@@ -277,10 +337,14 @@ impl Dataplane {
     pub fn session_counters(&self, id: SessionId) -> Option<SessionCounters> {
         let activity = self.sessions.activity(id)?;
         let ago = monotonic_ns().saturating_sub(activity.last_delivered_ns);
+        let round_trip = Duration::from_micros(u64::from(activity.round_trip_us));
         Some(SessionCounters {
             packets: activity.packets,
             bytes: activity.bytes,
             last_delivered_ago: (activity.last_delivered_ns > 0).then(|| Duration::from_nanos(ago)),
+            refused: activity.refused,
+            acknowledged: activity.acknowledged,
+            round_trip: (!round_trip.is_zero()).then_some(round_trip),
         })
     }
 
@@ -301,8 +365,12 @@ impl Dataplane {
                     .iter()
                     .map(|&verdict| (verdict, 0, 0))
                     .collect();
+                let mut round_trips = [0; ROUND_TRIP_CLASSES];
                 for words in per_cpu.iter() {
                     let counters: &Counters = bytemuck::must_cast_ref(words);
+                    for (sum, count) in round_trips.iter_mut().zip(counters.round_trips) {
+                        *sum += count;
+                    }
                     for (sum, count) in by_verdict.iter_mut().zip(counters.by_verdict) {
                         sum.1 += count.packets;
                         sum.2 += count.bytes;
@@ -311,6 +379,7 @@ impl Dataplane {
                 Ok(NicCounters {
                     name: attached.nic.name.clone(),
                     by_verdict,
+                    round_trips,
                 })
             })
             .collect()
@@ -362,22 +431,16 @@ impl Dataplane {
                 }
             };
             if nic.ipv4.is_some() {
-                expect(
-                    "ipv4",
-                    "forwarding",
-                    "IPv4 triggers are refused (forwarding_disabled)",
-                );
-                expect(
-                    "ipv4",
-                    "accept_local",
-                    "IPv4 triggers to a device whose MAC address isn't known yet get lost",
-                );
+                for switch in ["forwarding", "accept_local"] {
+                    let why = "IPv4 triggers to a device whose next hop isn't known yet get lost";
+                    expect("ipv4", switch, why);
+                }
             }
             if nic.ipv6.is_some() {
                 expect(
                     "ipv6",
                     "forwarding",
-                    "IPv6 triggers are refused (forwarding_disabled)",
+                    "IPv6 triggers to a device whose next hop isn't known yet get lost",
                 );
             }
         }
@@ -437,16 +500,20 @@ pub fn object() -> &'static [u8] {
     OBJECT
 }
 
-fn nic_config(nic: &Nic, index: u32, trigger_port: u16) -> NicConfig {
+fn nic_config(nic: &Nic, index: u32, settings: &Settings) -> NicConfig {
     let flag = |condition, flag| if condition { flag } else { 0 };
+    let idle_ticks = settings.idle_after.map_or(0, |idle| {
+        u32::try_from(idle.as_nanos().div_ceil(u128::from(TICK_NS))).unwrap_or(u32::MAX)
+    });
     NicConfig {
         index,
-        trigger_port: trigger_port.to_be_bytes(),
-        families: flag(nic.ipv4.is_some(), NicConfig::IPV4)
-            | flag(nic.ipv6.is_some(), NicConfig::IPV6),
+        trigger_port: settings.trigger_port.to_be_bytes(),
+        takes: flag(nic.ipv4.is_some(), NicConfig::IPV4)
+            | flag(nic.ipv6.is_some(), NicConfig::IPV6)
+            | flag(nic.takes_acks, NicConfig::ACKS),
         reserved: 0,
-        reserved_too: [0; 4],
         ipv4: nic.ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
+        idle_ticks,
         ipv6: nic.ipv6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets(),
     }
 }

@@ -1,13 +1,13 @@
 //! How the program gets into the kernel, and onto a NIC.
 
-use super::pins::{LINK_PREFIX, link_pin, pins};
+use super::pins::{LINK_PREFIX, MAPS, link_pin, pins};
 use super::{Attached, Nic, OBJECT, Settings, gates, netlink};
 use anyhow::{Context, Result, anyhow, bail};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use push_common::maps::{COUNTERS, META, NIC_CONFIG, NicConfig, PROGRAM, SESSIONS, SOURCES};
+use push_common::maps::{NIC_CONFIG, NicConfig, PREVIOUS_KEYS, PROGRAM, SESSIONS};
 use std::io;
 use std::path::Path;
 
@@ -15,11 +15,16 @@ use std::path::Path;
 pub(super) fn load(settings: &Settings, config: &NicConfig) -> Result<Ebpf> {
     let config: [u8; size_of::<NicConfig>()] = bytemuck::must_cast(*config);
     let mut loader = EbpfLoader::new();
-    for map in [META, SESSIONS, SOURCES, COUNTERS] {
+    for map in MAPS {
         loader.map_pin_path(map, settings.pin_dir.join(map));
     }
+    #[cfg(feature = "log")]
+    let level = log_level(settings.log_level);
+    #[cfg(feature = "log")]
+    loader.override_global(aya_log::LEVEL, &level, true);
     let mut program = loader
         .map_max_entries(SESSIONS, settings.session_slots)
+        .map_max_entries(PREVIOUS_KEYS, settings.session_slots)
         .override_global(NIC_CONFIG, &config, true)
         .load(OBJECT)
         .map_err(|error| match io_error(&error) {
@@ -51,6 +56,18 @@ pub(super) fn load(settings: &Settings, config: &NicConfig) -> Result<Ebpf> {
         other => anyhow!(other).context("cannot load the XDP program"),
     })?;
     Ok(program)
+}
+
+/// As the program counts levels: from 1 for errors to 5 for everything.
+#[cfg(feature = "log")]
+fn log_level(level: tracing::Level) -> u8 {
+    match level {
+        tracing::Level::ERROR => 1,
+        tracing::Level::WARN => 2,
+        tracing::Level::INFO => 3,
+        tracing::Level::DEBUG => 4,
+        tracing::Level::TRACE => 5,
+    }
 }
 
 /// Prints what the program logs, which is only what it drops, by number of the verdict.

@@ -1,14 +1,13 @@
 //! What is pinned: maps to adopt, and what the maps say about themselves.
 
-use super::{MetaBytes, Nic, Settings, SourceBytes};
+use super::{MetaBytes, Nic, Settings};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::maps::{Array, MapData};
 use push_common::maps::{
-    COUNTERS, LAYOUT_VERSION, MAX_NICS, MAX_SOURCES, META, Meta, NIC_NAME_LEN, SESSIONS, SOURCES,
-    SourceRecord,
+    ALLOWED_SOURCES, COUNTERS, EGRESSES, EVENT_LIMITS, EVENTS, LAYOUT_VERSION, MAX_NICS, META,
+    Meta, NEXT_HOPS, NIC_NAME_LEN, PENDING_ACKS, POLICIES, PREVIOUS_KEYS, SESSIONS, STAGED,
 };
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,6 +29,22 @@ pub(super) fn lock(pin_dir: &Path) -> Result<File> {
     }
     Ok(lock)
 }
+
+/// All maps that outlive the process.
+pub(super) const MAPS: [&str; 12] = [
+    META,
+    SESSIONS,
+    STAGED,
+    PREVIOUS_KEYS,
+    NEXT_HOPS,
+    EGRESSES,
+    POLICIES,
+    ALLOWED_SOURCES,
+    PENDING_ACKS,
+    COUNTERS,
+    EVENTS,
+    EVENT_LIMITS,
+];
 
 /// How long a process that is ending may take.
 const LOCK_LIMIT: Duration = Duration::from_secs(1);
@@ -107,54 +122,10 @@ pub(super) fn assign_nic_indices(meta: &mut Meta, nics: &[Nic]) -> Result<Vec<u3
         .collect()
 }
 
-/// Makes sure that the map has all `addresses`, and returns what is in it. What live sessions refer
-/// to stays where it is.
-pub(super) fn write_sources(map: MapData, addresses: &[SocketAddr]) -> Result<Vec<SourceRecord>> {
-    let mut map = Array::<_, SourceBytes>::try_from(aya::maps::Map::Array(map))?;
-    let mut records: Vec<SourceRecord> = map
-        .iter()
-        .map(|bytes| bytes.map(|bytes| bytemuck::pod_read_unaligned(&bytes)))
-        .collect::<Result<_, _>>()
-        .context("cannot read the map of sources")?;
-    for wanted in addresses.iter().copied().map(source_record) {
-        if records.contains(&wanted) {
-            continue;
-        }
-        let free = records
-            .iter()
-            .position(|record| record.port == [0; 2])
-            .with_context(|| {
-                format!(
-                    "more than {MAX_SOURCES} addresses in internal.listen since the maps were made"
-                )
-            })?;
-        records[free] = wanted;
-        map.set(
-            u32::try_from(free)?,
-            bytemuck::must_cast::<_, SourceBytes>(wanted),
-            0,
-        )
-        .context("cannot write the map of sources")?;
-    }
-    Ok(records)
-}
-
 pub(super) fn write_meta(map: MapData, meta: &Meta) -> Result<()> {
     let mut map = Array::<_, MetaBytes>::try_from(aya::maps::Map::Array(map))?;
     map.set(0, bytemuck::must_cast::<_, MetaBytes>(*meta), 0)
         .context("cannot write the map of meta data")
-}
-
-pub(super) fn source_record(address: SocketAddr) -> SourceRecord {
-    let mut record = SourceRecord {
-        port: address.port().to_be_bytes(),
-        ..SourceRecord::default()
-    };
-    match address.ip() {
-        IpAddr::V4(ip) => record.address[..4].copy_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => record.address = ip.octets(),
-    }
-    record
 }
 
 pub(super) fn pinned_map(pin_dir: &Path, name: &str) -> Result<MapData> {
@@ -163,7 +134,7 @@ pub(super) fn pinned_map(pin_dir: &Path, name: &str) -> Result<MapData> {
 }
 
 fn unpin_maps(pin_dir: &Path) -> Result<()> {
-    for map in [META, SESSIONS, SOURCES, COUNTERS] {
+    for map in MAPS {
         let pin = pin_dir.join(map);
         if pin.exists() {
             std::fs::remove_file(&pin)
