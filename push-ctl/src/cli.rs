@@ -6,16 +6,21 @@
 mod client;
 mod commands;
 mod people;
+mod policy;
 mod trigger;
 
+use crate::admin::api::SetTunnel;
 use crate::config::{self, Config};
 use crate::sessions::records::RegistrationId;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
+use commands::{apps, devices, gateway};
+use policy::PolicyOptions;
 use push_common::wire::SessionId;
 use serde::Serialize;
 use serde_json::json;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -49,6 +54,9 @@ enum Command {
     /// Sessions of applications on devices
     #[command(subcommand)]
     Session(Session),
+    /// Networks whose addresses are their own
+    #[command(subcommand)]
+    Realm(Realm),
     /// Show what became of packets, with what it means
     Stats {
         /// Also verdicts that no packet got
@@ -81,9 +89,24 @@ enum App {
     Add {
         /// 1 to 64 of the characters A-Z a-z 0-9 . _ -
         name: String,
+        #[command(flatten)]
+        policy: PolicyOptions,
     },
     /// List applications
     List,
+    /// Show one application, and what it may do
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Change what an application may do, from now on and for all of its sessions; `off` takes a rule back
+    #[command(group(ArgGroup::new("rules").args(policy::OPTIONS).required(true).multiple(true)))]
+    Set {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        policy: PolicyOptions,
+    },
     /// Remove an application; its sessions end
     Remove {
         /// Its name
@@ -120,6 +143,35 @@ enum Session {
         /// Its identifier, 16 hexadecimal digits
         id: SessionId,
     },
+    /// The tunnel by which the device of a session is reached
+    #[command(subcommand)]
+    Tunnel(Tunnel),
+}
+
+#[derive(Debug, Subcommand)]
+enum Tunnel {
+    /// Reach the device of a session by GTP-U, wherever it moves
+    Set {
+        /// The session, 16 hexadecimal digits
+        id: SessionId,
+        /// The other end; `gtpu.local` in the configuration needs an address of the same IP version
+        #[arg(long, value_name = "ADDR")]
+        peer: IpAddr,
+        /// Tunnel endpoint identifier at the other end, as 4711 or 0x1267
+        #[arg(long, value_name = "N", value_parser = teid)]
+        teid: u32,
+    },
+    /// Reach the device of a session by no tunnel
+    Clear {
+        /// The session, 16 hexadecimal digits
+        id: SessionId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Realm {
+    /// List realms
+    List,
 }
 
 #[derive(Debug, Subcommand)]
@@ -253,20 +305,13 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
     let socket = &cli.socket;
     match cli.command {
         Command::Run(ConfigFile { config }) => run(&config).and_then(|()| quiet(String::new())),
-        Command::Status => client::ask(socket, commands::status()),
-        Command::App(App::Add { name }) => client::ask(socket, commands::app_add(&name)),
-        Command::App(App::List) => client::ask(socket, commands::app_list()),
-        Command::App(App::Remove { name }) => client::ask(socket, commands::app_remove(&name)),
-        Command::Terminal(Terminal::List) => client::ask(socket, commands::terminal_list()),
-        Command::Terminal(Terminal::Show { id }) => {
-            client::ask(socket, commands::terminal_show(id))
-        }
-        Command::Session(Session::List { all }) => client::ask(socket, commands::session_list(all)),
-        Command::Session(Session::Show { id }) => client::ask(socket, commands::session_show(id)),
-        Command::Session(Session::Revoke { id }) => {
-            client::ask(socket, commands::session_revoke(id))
-        }
-        Command::Stats { all } => client::ask(socket, commands::stats(all)),
+        Command::Status => client::ask(socket, gateway::status()),
+        Command::Stats { all } => client::ask(socket, gateway::stats(all)),
+        Command::Realm(Realm::List) => client::ask(socket, gateway::realm_list()),
+        Command::App(command) => app(socket, command),
+        Command::Terminal(Terminal::List) => client::ask(socket, devices::terminal_list()),
+        Command::Terminal(Terminal::Show { id }) => client::ask(socket, devices::terminal_show(id)),
+        Command::Session(command) => session(socket, &command),
         Command::Config(ConfigCommand::Example) => quiet(Config::example().to_owned()),
         Command::Config(ConfigCommand::Check(ConfigFile { config })) => {
             let config = Config::load(&config).map_err(|error| bad_config(&error))?;
@@ -282,6 +327,41 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
     }
 }
 
+fn app(socket: &Path, command: App) -> Result<Output, Failure> {
+    match command {
+        App::Add { name, policy } => client::ask(socket, apps::app_add(&name, &policy.change()?)),
+        App::List => client::ask(socket, apps::app_list()),
+        App::Show { name } => client::ask(socket, apps::app_show(&name)),
+        App::Set { name, policy } => client::ask(socket, apps::app_set(&name, &policy.change()?)),
+        App::Remove { name } => client::ask(socket, apps::app_remove(&name)),
+    }
+}
+
+fn session(socket: &Path, command: &Session) -> Result<Output, Failure> {
+    match *command {
+        Session::List { all } => client::ask(socket, devices::session_list(all)),
+        Session::Show { id } => client::ask(socket, devices::session_show(id)),
+        Session::Revoke { id } => client::ask(socket, devices::session_revoke(id)),
+        Session::Tunnel(Tunnel::Set { id, peer, teid }) => {
+            client::ask(socket, devices::tunnel_set(id, SetTunnel { peer, teid }))
+        }
+        Session::Tunnel(Tunnel::Clear { id }) => client::ask(socket, devices::tunnel_clear(id)),
+    }
+}
+
+/// A number, or its hexadecimal digits after `0x`.
+fn teid(text: &str) -> Result<u32, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    match number {
+        Ok(0) => Err("0 is no tunnel's".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("write for example 4711 or 0x1267".to_owned()),
+    }
+}
+
 fn bad_config(error: &config::ConfigError) -> Failure {
     let hint = match error {
         config::ConfigError::Unreadable { .. } => {
@@ -294,7 +374,7 @@ fn bad_config(error: &config::ConfigError) -> Failure {
     Failure::with_hint(error.to_string(), hint)
 }
 
-fn run(path: &std::path::Path) -> Result<(), Failure> {
+fn run(path: &Path) -> Result<(), Failure> {
     let config = Config::load(path).map_err(|error| bad_config(&error))?;
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::Level::INFO.into())
@@ -333,5 +413,59 @@ mod tests {
     #[test]
     fn the_commands_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_is_understood_or_refused_with_what_is_missing() {
+        let id = "deadbeef00000001";
+        let right: [&[&str]; 7] = [
+            &["app", "add", "mail", "--rate", "10/s", "--return-acks"],
+            &["app", "set", "mail", "--rate", "off"],
+            &["app", "set", "--return-acks", "mail"],
+            &["app", "show", "mail"],
+            &["realm", "list"],
+            &["session", "tunnel", "clear", id],
+            &[
+                "session",
+                "tunnel",
+                "set",
+                id,
+                "--peer",
+                "fd00::1",
+                "--teid",
+                "0xFFFFFFFF",
+            ],
+        ];
+        let parse = |arguments: &[&str]| {
+            let program = ["push-ctl"].iter().chain(arguments);
+            Cli::try_parse_from(program).map_err(|error| error.to_string())
+        };
+        for arguments in right {
+            parse(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
+        }
+        let wrong: [(&[&str], &str); 5] = [
+            (&["app", "set", "mail"], "--rate <N/UNIT|off>"),
+            (&["session", "tunnel", "set", id, "--teid", "1"], "--peer"),
+            (
+                &[
+                    "session", "tunnel", "set", id, "--peer", "fd00::1", "--teid", "0",
+                ],
+                "0 is no tunnel's",
+            ),
+            (
+                &[
+                    "session", "tunnel", "set", id, "--peer", "fd00::1", "--teid", "x",
+                ],
+                "write for example 4711 or 0x1267",
+            ),
+            (
+                &["session", "tunnel", "clear", "xyz"],
+                "16 hexadecimal digits",
+            ),
+        ];
+        for (arguments, expected) in wrong {
+            let error = parse(arguments).unwrap_err();
+            assert!(error.contains(expected), "{arguments:?}: {error}");
+        }
     }
 }

@@ -6,6 +6,7 @@ mod tests;
 
 pub use check::{CheckError, Problem};
 
+use crate::sessions::records::RealmName;
 use push_common::maps::DEFAULT_SESSION_SLOTS;
 use push_common::wire::DEFAULT_TRIGGER_PORT;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -50,6 +51,12 @@ pub struct Config {
     pub nic: Vec<Nic>,
     /// Where devices register.
     pub internal: Internal,
+    /// Where devices register whose addresses are their realm's own.
+    #[serde(default)]
+    pub realm: Vec<Realm>,
+    /// Tunnels to devices.
+    #[serde(default)]
+    pub gtpu: Gtpu,
     /// Where application servers validate tokens.
     pub external: External,
 }
@@ -105,6 +112,12 @@ pub struct DataPlane {
     pub allow_generic: bool,
     /// Whether to refuse to start without `CAP_PERFMON`.
     pub require_perfmon: bool,
+    /// How long after a delivery the next one to the same session is told of; `None` if it never is.
+    #[serde(deserialize_with = "duration_or_never")]
+    pub idle_after: Option<Duration>,
+    /// What the program logs. Only where push-ctl was built with the feature `log`.
+    #[serde(deserialize_with = "level")]
+    pub log_level: Option<tracing::Level>,
 }
 
 impl Default for DataPlane {
@@ -112,6 +125,8 @@ impl Default for DataPlane {
         Self {
             allow_generic: false,
             require_perfmon: true,
+            idle_after: None,
+            log_level: None,
         }
     }
 }
@@ -133,23 +148,13 @@ impl Nic {
     /// The IPv4 address to which triggers are sent.
     #[must_use]
     pub fn ipv4(&self) -> Option<Ipv4Addr> {
-        self.trigger_addresses
-            .iter()
-            .find_map(|address| match address {
-                IpAddr::V4(v4) => Some(*v4),
-                IpAddr::V6(_) => None,
-            })
+        first_ipv4(&self.trigger_addresses)
     }
 
     /// The IPv6 address to which triggers are sent.
     #[must_use]
     pub fn ipv6(&self) -> Option<Ipv6Addr> {
-        self.trigger_addresses
-            .iter()
-            .find_map(|address| match address {
-                IpAddr::V4(_) => None,
-                IpAddr::V6(v6) => Some(*v6),
-            })
+        first_ipv6(&self.trigger_addresses)
     }
 }
 
@@ -174,6 +179,15 @@ impl Role {
             Self::Internal => false,
         }
     }
+
+    /// Whether acknowledgements of devices are taken.
+    #[must_use]
+    pub const fn takes_acks(self) -> bool {
+        match self {
+            Self::Internal | Self::Both => true,
+            Self::External => false,
+        }
+    }
 }
 
 /// Where devices register.
@@ -182,6 +196,51 @@ impl Role {
 pub struct Internal {
     /// Addresses and UDP ports; devices receive triggers from these.
     pub listen: Vec<SocketAddr>,
+}
+
+/// A network whose addresses are its own (an APN, a VRF): its devices may have the same addresses as
+/// those of other realms.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Realm {
+    /// What to call it.
+    #[serde(deserialize_with = "realm_name")]
+    pub name: RealmName,
+    /// The NIC, VLAN interface or VRF by which its devices are reached.
+    pub interface: String,
+    /// Routers on the way to its devices, one per IP version at most.
+    #[serde(default)]
+    pub next_hop: Vec<IpAddr>,
+    /// MAC address of the router in front of all its devices, if the kernel isn't to find it out.
+    #[serde(default, deserialize_with = "mac_address")]
+    pub router_mac: Option<[u8; 6]>,
+    /// VLANs on `interface` that the kernel doesn't know, the outer one first.
+    #[serde(default)]
+    pub vlan: Vec<u16>,
+    /// Addresses and UDP ports on `interface` where its devices register.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// Tunnels to devices, by GTP-U.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gtpu {
+    /// Addresses of this machine from which tunnels go out, one per IP version at most.
+    pub local: Vec<IpAddr>,
+}
+
+impl Gtpu {
+    /// The IPv4 address from which tunnels go out.
+    #[must_use]
+    pub fn ipv4(&self) -> Option<Ipv4Addr> {
+        first_ipv4(&self.local)
+    }
+
+    /// The IPv6 address from which tunnels go out.
+    #[must_use]
+    pub fn ipv6(&self) -> Option<Ipv6Addr> {
+        first_ipv6(&self.local)
+    }
 }
 
 /// Where application servers validate tokens.
@@ -276,6 +335,20 @@ fn default_admin_socket() -> PathBuf {
     DEFAULT_ADMIN_SOCKET.into()
 }
 
+fn first_ipv4(addresses: &[IpAddr]) -> Option<Ipv4Addr> {
+    addresses.iter().find_map(|address| match address {
+        IpAddr::V4(v4) => Some(*v4),
+        IpAddr::V6(_) => None,
+    })
+}
+
+fn first_ipv6(addresses: &[IpAddr]) -> Option<Ipv6Addr> {
+    addresses.iter().find_map(|address| match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(v6) => Some(*v6),
+    })
+}
+
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text).map_err(|error| {
@@ -283,4 +356,43 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
             "`{text}` is not a duration ({error}); write for example `90s`, `15m` or `1h 30m`"
         ))
     })
+}
+
+/// `0s` is never.
+fn duration_or_never<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(|duration| (!duration.is_zero()).then_some(duration))
+}
+
+fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<tracing::Level>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(|_| {
+        serde::de::Error::custom(format!(
+            "`{text}` is not a level; write `error`, `warn`, `info`, `debug` or `trace`"
+        ))
+    })
+}
+
+fn mac_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<[u8; 6]>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let bytes: Option<Vec<u8>> = text
+        .split(':')
+        .map(|byte| {
+            (byte.len() == 2)
+                .then(|| u8::from_str_radix(byte, 16).ok())
+                .flatten()
+        })
+        .collect();
+    let mac = bytes.and_then(|bytes| bytes.try_into().ok());
+    mac.map(Some).ok_or_else(|| {
+        serde::de::Error::custom(format!(
+            "`{text}` is not a MAC address; write it like 02:00:5e:00:53:01"
+        ))
+    })
+}
+
+fn realm_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RealmName, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(serde::de::Error::custom)
 }

@@ -8,19 +8,23 @@
 //! the data plane has goes on being delivered.
 
 mod clock;
+mod image;
 mod kernel;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use kernel::{Kernel, NicsFuture};
+pub use image::Places;
+pub use kernel::{ChangedFuture, Kernel, NicsFuture};
 
-use crate::dataplane::{NicStatus, SessionImage};
+use crate::dataplane::NicStatus;
 use crate::sessions::records::UnixTime;
 use crate::sessions::{Changes, Sessions};
 use crate::store::{Batch, Store, StoreError};
 use clock::Clock;
+use image::image;
 use push_common::wire::SessionId;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -136,7 +140,8 @@ fn answer_with<T: Send + 'static>(sender: oneshot::Sender<T>, answer: T) -> Answ
 /// What ends when the thread of the controller ends: with an error, or because nobody can ask any more.
 pub type Ended = oneshot::Receiver<Result<(), StoreError>>;
 
-/// Brings store and data plane in line, and starts the thread.
+/// Brings store and data plane in line, and starts the thread. `places` is where devices can register;
+/// for those that have registered elsewhere nothing is delivered.
 ///
 /// # Errors
 ///
@@ -149,13 +154,16 @@ pub fn start(
     sessions: Sessions,
     store: impl Store,
     kernel: impl Kernel,
+    places: Places,
 ) -> Result<(Controller, Ended), StoreError> {
     let mut owner = Owner {
         clock: Clock::start(),
         sessions,
         store,
         kernel,
-        not_in_kernel: BTreeSet::new(),
+        places,
+        policies_not_in_kernel: BTreeMap::new(),
+        not_in_kernel: BTreeMap::new(),
         retry_at: None,
     };
     owner.reconcile()?;
@@ -177,15 +185,18 @@ struct Owner<S, K> {
     sessions: Sessions,
     store: S,
     kernel: K,
-    /// Authorised sessions that the data plane refused.
-    not_in_kernel: BTreeSet<SessionId>,
+    places: Places,
+    /// Policies that the data plane refused, and why.
+    policies_not_in_kernel: BTreeMap<NonZeroU16, String>,
+    /// Authorised sessions that the data plane refused, or can't have, and why.
+    not_in_kernel: BTreeMap<SessionId, String>,
     /// When they are tried again.
     retry_at: Option<Instant>,
 }
 
 impl<S: Store, K: Kernel> Owner<S, K> {
     /// After a start: what has expired is ended, what the data plane shouldn't have is removed, and
-    /// each authorised session is written, as its lifetime is measured anew.
+    /// each policy and each authorised session is written, as its lifetime is measured anew.
     fn reconcile(&mut self) -> Result<(), StoreError> {
         let now = self.clock.now();
         self.sessions.expire(now, usize::MAX);
@@ -202,7 +213,10 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         let (added, removed) = (authorised.len() - kept, installed.len() - kept);
         changes.kernel.extend(authorised);
         changes.kernel.extend(installed);
-        self.update_kernel(changes.kernel, now);
+        let policies = self.sessions.apps().map(|(app, _)| app.policy_slot);
+        changes.policies.extend(policies);
+        self.update_kernel(changes.policies, changes.kernel, now);
+        self.kernel.settled();
         let (terminals, apps) = (self.sessions.terminals().len(), self.sessions.apps().len());
         info!(
             terminals,
@@ -214,13 +228,17 @@ impl<S: Store, K: Kernel> Owner<S, K> {
     async fn serve(mut self, mut queue: mpsc::Receiver<Request>) -> Result<(), StoreError> {
         let mut requests = Vec::with_capacity(BATCH_LEN);
         loop {
-            // Nothing received without a timeout: nobody is left who could ask.
-            if let Ok(0) =
-                timeout_at(self.wake_up(), queue.recv_many(&mut requests, BATCH_LEN)).await
-            {
-                return Ok(());
+            let wake_up = self.wake_up();
+            tokio::select! {
+                received = timeout_at(wake_up, queue.recv_many(&mut requests, BATCH_LEN)) => {
+                    // Nothing received without a timeout: nobody is left who could ask.
+                    if let Ok(0) = received {
+                        return Ok(());
+                    }
+                    self.turn(&mut requests).await?;
+                }
+                () = self.kernel.changed() => {}
             }
-            self.turn(&mut requests).await?;
         }
     }
 
@@ -252,11 +270,12 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         }
         let changes = self.sessions.take_changes();
         self.commit(&changes)?;
-        let mut kernel = changes.kernel;
+        let (mut policies, mut kernel) = (changes.policies, changes.kernel);
         if self.retry_at.take_if(|at| *at <= Instant::now()).is_some() {
-            kernel.extend(&self.not_in_kernel);
+            policies.extend(self.policies_not_in_kernel.keys());
+            kernel.extend(self.not_in_kernel.keys());
         }
-        self.update_kernel(kernel, now);
+        self.update_kernel(policies, kernel, now);
         for answer in answers {
             answer();
         }
@@ -268,10 +287,15 @@ impl<S: Store, K: Kernel> Owner<S, K> {
 
     fn view(&self, now: UnixTime) -> View<'_> {
         let mut warnings = self.kernel.warnings();
-        if !self.not_in_kernel.is_empty() {
-            let count = self.not_in_kernel.len();
+        let policies = self.policies_not_in_kernel.values();
+        warnings.extend(policies.map(|why| format!("{why}. It is tried again.")));
+        if let Some((id, why)) = self.not_in_kernel.first_key_value() {
+            let count = match self.not_in_kernel.len() {
+                1 => "1 authorised session is".to_owned(),
+                many => format!("{many} authorised sessions are"),
+            };
             warnings.push(format!(
-                "{count} authorised sessions are not in the data plane; the log says why."
+                "{count} not in the data plane; of {id}: {why}. The log has them all."
             ));
         }
         View {
@@ -309,51 +333,89 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         })
     }
 
-    fn update_kernel(&mut self, changed: BTreeSet<SessionId>, now: UnixTime) {
+    /// Brings these policies and sessions to the data plane, or takes them from it.
+    fn update_kernel(
+        &mut self,
+        policies: BTreeSet<NonZeroU16>,
+        changed: BTreeSet<SessionId>,
+        now: UnixTime,
+    ) {
         let (install, remove): (Vec<_>, Vec<_>) = changed
             .into_iter()
             .partition(|&id| self.sessions.authorised(id).is_some());
-        // First, as a slot may have passed from one session to another.
+        // First, as a slot may have passed from one session to another, and one of a policy from one
+        // application to another.
         for id in remove {
             self.kernel.remove(id);
             self.not_in_kernel.remove(&id);
             debug!(session = %id, "removed from the data plane");
         }
+        // Then policies, as sessions refer to them.
+        for slot in policies {
+            self.update_policy(slot);
+        }
         for id in install {
-            let Some(image) = image(&self.sessions, id, now) else {
-                continue;
-            };
-            match self.kernel.install(&image) {
+            match self.install(id, now) {
                 Ok(()) => {
                     self.not_in_kernel.remove(&id);
-                    debug!(session = %id, device = %image.device, "in the data plane");
                 }
-                Err(error) => {
-                    // Once per session, not each time that it is tried again.
-                    if self.not_in_kernel.insert(id) {
-                        warn!(session = %id, error = format!("{error:#}"), "not in the data plane; it is tried again");
+                Err(why) => {
+                    // Once for each reason, not each time that it is tried again.
+                    if self.not_in_kernel.get(&id) != Some(&why) {
+                        warn!(session = %id, why, "not in the data plane; it is tried again");
+                        self.not_in_kernel.insert(id, why);
                     }
                 }
             }
         }
-        if self.not_in_kernel.is_empty() {
+        if self.not_in_kernel.is_empty() && self.policies_not_in_kernel.is_empty() {
             self.retry_at = None;
         } else {
             self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
         }
     }
-}
 
-/// What the data plane is to know of a session; `None` if it isn't to know of it.
-fn image(sessions: &Sessions, id: SessionId, now: UnixTime) -> Option<SessionImage> {
-    let (session, token, terminal) = sessions.authorised(id)?;
-    Some(SessionImage {
-        id,
-        device: sessions.device_of(session)?,
-        source: terminal.path.gateway,
-        token_generation: token.generation,
-        key: token.key,
-        previous_key: None,
-        expires_in: sessions.expires_in(session, now),
-    })
+    fn update_policy(&mut self, slot: NonZeroU16) {
+        let Some(app) = self.sessions.app_of_policy_slot(slot) else {
+            self.kernel.remove_policy(slot.get());
+            self.policies_not_in_kernel.remove(&slot);
+            debug!(slot, "removed a policy from the data plane");
+            return;
+        };
+        let Err(error) = self.kernel.set_policy(slot.get(), &app.policy) else {
+            self.policies_not_in_kernel.remove(&slot);
+            return;
+        };
+        let name = &app.name;
+        let why = format!("the policy of application {name} is not in the data plane: {error:#}");
+        if self.policies_not_in_kernel.get(&slot) != Some(&why) {
+            warn!("{why}; it is tried again");
+            self.policies_not_in_kernel.insert(slot, why);
+        }
+    }
+
+    /// Puts an authorised session into the data plane, or says why not.
+    fn install(&mut self, id: SessionId, now: UnixTime) -> Result<(), String> {
+        let Some(authorised) = self.sessions.authorised(id) else {
+            return Ok(());
+        };
+        // Rather not delivered for at all than by other rules than the operator's.
+        if let Some(why) = self.policies_not_in_kernel.get(&authorised.app.policy_slot) {
+            return Err(why.clone());
+        }
+        match image(&authorised, &self.sessions, &self.places, now) {
+            Ok(image) => {
+                self.kernel
+                    .install(&image)
+                    .map_err(|error| format!("{error:#}"))?;
+                debug!(session = %id, device = %image.device, "in the data plane");
+                Ok(())
+            }
+            Err(displaced) => {
+                // An earlier run, with another configuration, may have left it there.
+                self.kernel.remove(id);
+                Err(displaced.to_string())
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //! directory (RFC 9176).
 //!
 //! This page is what the developer of a push client needs to know. All requests go to one of the
-//! addresses of `internal.listen`; triggers will come from the same address and port (unless the
+//! addresses of `internal.listen`, or of the `listen` of the device's realm; triggers will come from the same address and port (unless the
 //! gateway is told to keep their source), so that a firewall on the way lets them through.
 //!
 //! # Requests
@@ -49,7 +49,15 @@
 //! To register, and to move, a device has to show that it receives at its address (RFC 9175): the first
 //! request is answered 4.01 with an Echo option; send it again with that option, and another message id,
 //! within a minute. Nothing is remembered of a device that doesn't. All other requests have to come from the
-//! address of the registration; the port doesn't matter.
+//! address of the registration; the port doesn't matter. The same address in another realm (APN, VRF) is
+//! another address.
+//!
+//! # Acknowledgements
+//!
+//! A trigger that asks for one ([`push_common::wire::Flags`]) is acknowledged by a datagram of its own: the
+//! header of the trigger, without payload, flagged as an acknowledgement and signed anew with the same
+//! key. It goes to the address and port that the device registered at, in whatever realm; the port it comes
+//! from doesn't matter. Acknowledge each trigger at most once, after its tag was found right.
 //!
 //! # Refusals
 //!
@@ -78,7 +86,7 @@ mod tests;
 
 use crate::controller::{Controller, Stopped};
 use crate::random;
-use crate::sessions::records::{Path, RegistrationId};
+use crate::sessions::records::{Path, RealmName, RegistrationId};
 use crate::sessions::{DeviceRefusal, Grant, Registration, SessionRequest};
 use coap_lite::{ContentFormat, ResponseType};
 use echo::Echo;
@@ -104,6 +112,15 @@ const UNDER_WAY: usize = 1024;
 /// Longest datagram that a trigger can be.
 const MAX_TRIGGER_BYTES: usize = TRIGGER_HEADER_LEN + MAX_PAYLOAD_LEN;
 
+/// A socket for devices.
+#[derive(Debug)]
+pub struct Listener {
+    /// The realm of the devices that it hears.
+    pub realm: Option<RealmName>,
+    /// The socket, which doesn't block.
+    pub socket: std::net::UdpSocket,
+}
+
 /// Answers devices on these sockets until something goes wrong with one of them.
 ///
 /// `keep_source` says whether triggers keep their source address.
@@ -112,15 +129,16 @@ const MAX_TRIGGER_BYTES: usize = TRIGGER_HEADER_LEN + MAX_PAYLOAD_LEN;
 ///
 /// A socket can't be used.
 pub async fn serve(
-    sockets: Vec<std::net::UdpSocket>,
+    listeners: Vec<Listener>,
     controller: Controller,
     keep_source: bool,
 ) -> io::Result<()> {
     let echo = Arc::new(Echo::new(random::bytes()));
     let mut tasks = tokio::task::JoinSet::new();
-    for socket in sockets {
+    for Listener { realm, socket } in listeners {
         let gateway = socket.local_addr()?;
         let endpoint = Endpoint {
+            realm,
             socket: UdpSocket::from_std(socket)?,
             gateway,
             keep_source,
@@ -141,6 +159,7 @@ pub async fn serve(
 
 /// One socket, and what is known of those who send to it.
 struct Endpoint {
+    realm: Option<RealmName>,
     socket: UdpSocket,
     gateway: SocketAddr,
     keep_source: bool,
@@ -183,9 +202,11 @@ impl Endpoint {
             Seen::UnderWay => return,
             Seen::Answered(answer) => return self.send(&answer, device).await,
         }
-        let proven = request
-            .echo()
-            .is_some_and(|tag| self.echo.proves(tag, device.ip(), self.started.elapsed()));
+        let proven = request.echo().is_some_and(|tag| {
+            let uptime = self.started.elapsed();
+            self.echo
+                .proves(tag, self.realm.as_ref(), device.ip(), uptime)
+        });
         match operation(&request) {
             // An option that isn't understood makes a Non-confirmable request be ignored (RFC 7252, 5.4.1).
             Err(_) if !request.is_confirmable() && request.unknown_critical_option().is_some() => {}
@@ -220,6 +241,7 @@ impl Endpoint {
     ) {
         let (device, _) = exchange;
         let path = Path {
+            realm: self.realm.clone(),
             device: device.ip(),
             gateway: self.gateway,
         };
@@ -254,7 +276,7 @@ impl Endpoint {
             Operation::Deregister { id } => {
                 let left = self
                     .controller
-                    .apply(move |sessions, now| sessions.deregister(now, id, path.device))
+                    .apply(move |sessions, now| sessions.deregister(now, id, &path))
                     .await;
                 left.map(|left| left.map(|()| Reply::new(ResponseType::Deleted)))
             }
@@ -264,7 +286,7 @@ impl Endpoint {
             Operation::Release { id, session } => {
                 let released = self
                     .controller
-                    .apply(move |sessions, now| sessions.release(now, id, path.device, session))
+                    .apply(move |sessions, now| sessions.release(now, id, &path, session))
                     .await;
                 released.map(|released| released.map(|()| Reply::new(ResponseType::Deleted)))
             }
@@ -300,7 +322,7 @@ impl Endpoint {
         let granted = self
             .controller
             .apply(move |sessions, now| {
-                sessions.request_session(now, id, path.device, request, &token, generation)
+                sessions.request_session(now, id, &path, request, &token, generation)
             })
             .await?;
         Ok(granted.map(|grant| {
@@ -342,7 +364,11 @@ impl Endpoint {
     }
 
     fn challenge(&self, device: SocketAddr) -> Reply {
-        Reply::challenge(self.echo.challenge(device.ip(), self.started.elapsed()))
+        let uptime = self.started.elapsed();
+        Reply::challenge(
+            self.echo
+                .challenge(self.realm.as_ref(), device.ip(), uptime),
+        )
     }
 
     fn exchanges(&self) -> std::sync::MutexGuard<'_, Exchanges> {

@@ -33,15 +33,18 @@ pub mod store;
 
 use anyhow::{Context, Result, bail};
 use config::Config;
+use controller::Places;
 use dataplane::Dataplane;
 use external::TriggerAddresses;
+use listen::ListenError;
+use sessions::records::RealmName;
 use sessions::{Limits, Sessions};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 use store::{RedbStore, Store};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::{Level, info, warn};
 
 /// How long requests that are being answered may take when the daemon ends.
 const GRACE: Duration = Duration::from_secs(5);
@@ -59,14 +62,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let sessions = Sessions::restore(limits(&config), store.load()?)?;
     let names: Vec<IpAddr> = config.external.listen.iter().map(SocketAddr::ip).collect();
     let tls = external::tls::server_config(&config.external, &config.state_dir, &names)?;
-    let internal = listen::udp("internal.listen", &config.internal.listen)?;
+    let internal = internal_listeners(&config)?;
     let external = listen::tcp("external.listen", &config.external.listen)?;
     let socket = admin::Socket::bind(&config.admin_socket)?;
     let dataplane = Dataplane::open(settings(&config)).await?;
     for warning in dataplane.warnings() {
         warn!("{warning}");
     }
-    let (controller, mut ended) = controller::start(sessions, store, dataplane)?;
+    let (controller, mut ended) = controller::start(sessions, store, dataplane, places(&config))?;
 
     let (stop, stopping) = watch::channel(false);
     let stopped = || {
@@ -137,7 +140,6 @@ fn settings(config: &Config) -> dataplane::Settings {
         pin_dir: config.pin_dir.clone(),
         session_slots: config.sessions.slots,
         trigger_port: config.triggers.port,
-        sources: config.internal.listen.clone(),
         keep_source: config.triggers.keep_source,
         allow_generic: config.data_plane.allow_generic,
         require_perfmon: config.data_plane.require_perfmon,
@@ -148,9 +150,56 @@ fn settings(config: &Config) -> dataplane::Settings {
                 name: nic.name.clone(),
                 ipv4: nic.ipv4(),
                 ipv6: nic.ipv6(),
+                takes_acks: nic.role.takes_acks(),
             })
             .collect(),
+        realms: config
+            .realm
+            .iter()
+            .map(|realm| dataplane::Realm {
+                name: realm.name.to_string(),
+                interface: realm.interface.clone(),
+                routers: realm.next_hop.clone(),
+                link: realm.router_mac.map(|router_mac| dataplane::RealmLink {
+                    router_mac,
+                    vlan: std::array::from_fn(|n| realm.vlan.get(n).copied().unwrap_or(0)),
+                }),
+            })
+            .collect(),
+        gtpu: dataplane::Gtpu {
+            ipv4: config.gtpu.ipv4(),
+            ipv6: config.gtpu.ipv6(),
+        },
+        idle_after: config.data_plane.idle_after,
+        log_level: config.data_plane.log_level.unwrap_or(Level::INFO),
     }
+}
+
+fn internal_listeners(config: &Config) -> Result<Vec<internal::Listener>, ListenError> {
+    let of = |realm: Option<&RealmName>, sockets: Vec<UdpSocket>| {
+        let realm = realm.cloned();
+        sockets.into_iter().map(move |socket| internal::Listener {
+            realm: realm.clone(),
+            socket,
+        })
+    };
+    let outside = listen::udp("internal.listen", &config.internal.listen)?;
+    let mut listeners: Vec<_> = of(None, outside).collect();
+    for realm in &config.realm {
+        let key = format!("realm.{}", realm.name);
+        let sockets = listen::udp_by_interface(&key, &realm.interface, &realm.listen)?;
+        listeners.extend(of(Some(&realm.name), sockets));
+    }
+    Ok(listeners)
+}
+
+fn places(config: &Config) -> Places {
+    config
+        .realm
+        .iter()
+        .fold(Places::new(&config.internal.listen), |places, realm| {
+            places.and_realm(&realm.name, &realm.listen)
+        })
 }
 
 fn trigger_addresses(config: &Config) -> TriggerAddresses {

@@ -1,19 +1,44 @@
 //! Sockets to listen on, and what to do about an address that can't be had.
 
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+};
+use std::ffi::OsString;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsRawFd;
 
 /// An address can't be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{key}: can't listen on {address} ({protocol}): {cause}{}",
-    advice(cause, protocol)
-)]
-pub struct ListenError {
-    key: &'static str,
-    protocol: &'static str,
-    address: SocketAddr,
-    cause: io::Error,
+pub enum ListenError {
+    /// The address can't be had.
+    #[error(
+        "{key}: can't listen on {address} ({protocol}): {cause}{}",
+        advice(cause, protocol)
+    )]
+    Address {
+        /// Where the configuration has it.
+        key: String,
+        /// `UDP` or `TCP`.
+        protocol: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system says.
+        cause: io::Error,
+    },
+    /// No socket can be had that hears nothing but one interface.
+    #[error(
+        "{key}: can't listen on {interface} alone: {cause}{}",
+        interface_advice(cause)
+    )]
+    Interface {
+        /// Where the configuration has it.
+        key: String,
+        /// The interface.
+        interface: String,
+        /// What the operating system says.
+        cause: io::Error,
+    },
 }
 
 fn advice(error: &io::Error, protocol: &str) -> String {
@@ -32,17 +57,27 @@ fn advice(error: &io::Error, protocol: &str) -> String {
     }
 }
 
+fn interface_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENODEV) => {
+            "; there is no such interface in this network namespace: make it, or configure one that `ip -br link` shows"
+        }
+        Some(libc::EPERM) => "; that needs CAP_NET_RAW: give it to the daemon",
+        Some(_) | None => "",
+    }
+}
+
 /// UDP sockets for these addresses; `key` is where the configuration has them.
 ///
 /// # Errors
 ///
 /// [`ListenError`] for the first that can't be had.
-pub fn udp(key: &'static str, addresses: &[SocketAddr]) -> Result<Vec<UdpSocket>, ListenError> {
+pub fn udp(key: &str, addresses: &[SocketAddr]) -> Result<Vec<UdpSocket>, ListenError> {
     let bind = |&address: &SocketAddr| {
         let socket = UdpSocket::bind(address)
             .and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
-        socket.map_err(|cause| ListenError {
-            key,
+        socket.map_err(|cause| ListenError::Address {
+            key: key.to_owned(),
             protocol: "UDP",
             address,
             cause,
@@ -51,17 +86,57 @@ pub fn udp(key: &'static str, addresses: &[SocketAddr]) -> Result<Vec<UdpSocket>
     addresses.iter().map(bind).collect()
 }
 
+/// UDP sockets for these addresses that hear only what comes in by `interface`, and send only by it: others
+/// may have the same addresses by other interfaces. Errors name `KEY.listen` and `KEY.interface`.
+///
+/// # Errors
+///
+/// [`ListenError`] for the first that can't be had.
+pub fn udp_by_interface(
+    key: &str,
+    interface: &str,
+    addresses: &[SocketAddr],
+) -> Result<Vec<UdpSocket>, ListenError> {
+    let listen = |&address: &SocketAddr| {
+        let by_address = |cause| ListenError::Address {
+            key: format!("{key}.listen"),
+            protocol: "UDP",
+            address,
+            cause,
+        };
+        let family = match address {
+            SocketAddr::V4(_) => AddressFamily::Inet,
+            SocketAddr::V6(_) => AddressFamily::Inet6,
+        };
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(family, SockType::Datagram, flags, None)
+            .map_err(|errno| by_address(errno.into()))?;
+        // Before it has an address: with one, it would be in the way of others that have the same.
+        setsockopt(&socket, sockopt::BindToDevice, &OsString::from(interface)).map_err(
+            |errno| ListenError::Interface {
+                key: format!("{key}.interface"),
+                interface: interface.to_owned(),
+                cause: errno.into(),
+            },
+        )?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(address))
+            .map_err(|errno| by_address(errno.into()))?;
+        Ok(UdpSocket::from(socket))
+    };
+    addresses.iter().map(listen).collect()
+}
+
 /// TCP listeners for these addresses; `key` is where the configuration has them.
 ///
 /// # Errors
 ///
 /// [`ListenError`] for the first that can't be had.
-pub fn tcp(key: &'static str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
+pub fn tcp(key: &str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
     let bind = |&address: &SocketAddr| {
         let listener = TcpListener::bind(address)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
-        listener.map_err(|cause| ListenError {
-            key,
+        listener.map_err(|cause| ListenError::Address {
+            key: key.to_owned(),
             protocol: "TCP",
             address,
             cause,
@@ -73,6 +148,32 @@ pub fn tcp(key: &'static str, addresses: &[SocketAddr]) -> Result<Vec<TcpListene
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_of_an_interface_hears_nothing_else_and_takes_no_address_from_others() {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let [socket] = &udp_by_interface("realm.a", "lo", &[any]).unwrap()[..] else {
+            panic!("one address, one socket");
+        };
+        let interface = nix::sys::socket::getsockopt(socket, sockopt::BindToDevice).unwrap();
+        assert_eq!(interface.to_string_lossy().trim_end_matches('\0'), "lo");
+        let address = socket.local_addr().unwrap();
+        let again = udp_by_interface("realm.b", "lo", &[address]).unwrap_err();
+        let again = again.to_string();
+        assert!(
+            again.starts_with(&format!(
+                "realm.b.listen: can't listen on {address} (UDP): "
+            )),
+            "{again}"
+        );
+        let nonesuch = udp_by_interface("realm.b", "nonesuch", &[any]).unwrap_err();
+        let nonesuch = nonesuch.to_string();
+        assert!(
+            nonesuch.starts_with("realm.b.interface: can't listen on nonesuch alone: ")
+                && nonesuch.contains("`ip -br link`"),
+            "{nonesuch}"
+        );
+    }
 
     #[test]
     fn an_address_that_can_not_be_had_is_named_with_what_to_do() {

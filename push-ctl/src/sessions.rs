@@ -13,6 +13,7 @@
 //! A session lives as long as its terminal is in the first operative state, unless it is ended before.
 
 mod answers;
+mod operator;
 mod queries;
 pub mod records;
 mod restore;
@@ -24,6 +25,7 @@ pub use answers::{
     Authorisation, Counts, DeviceRefusal, Grant, OperatorRefusal, Registration, SessionRequest,
     ValidationRefusal,
 };
+pub use queries::Authorised;
 pub use restore::RestoreError;
 
 use crate::app_key::AppKeyHash;
@@ -35,8 +37,7 @@ use records::{
 };
 use slots::Slots;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
 /// How long a terminal in the second operative state is remembered.
@@ -71,8 +72,10 @@ pub struct Changes {
     pub terminals: BTreeSet<RegistrationId>,
     /// Slots of sessions added or changed.
     pub slots: BTreeSet<u32>,
-    /// Applications added or removed.
+    /// Applications added, changed or removed.
     pub apps: BTreeSet<AppName>,
+    /// Slots of policies that the data plane has to learn about, or to forget.
+    pub policies: BTreeSet<NonZeroU16>,
     /// Sessions that the data plane has to learn about, or to forget.
     pub kernel: BTreeSet<SessionId>,
 }
@@ -103,6 +106,8 @@ pub struct Sessions {
     terminals: HashMap<RegistrationId, TerminalEntry>,
     endpoints: HashMap<EndpointName, RegistrationId>,
     apps: BTreeMap<AppName, AppEntry>,
+    /// Whose policy is in which slot.
+    policies: BTreeMap<NonZeroU16, AppName>,
     app_keys: HashMap<AppKeyHash, AppName>,
     slots: Slots,
     /// When each terminal leaves its state, unless something happens before.
@@ -133,12 +138,10 @@ impl Sessions {
         if let Some(&id) = self.endpoints.get(&endpoint) {
             match self
                 .provisioned(now, id)
-                .map(|terminal| terminal.record.path.device)
+                .map(|terminal| terminal.record.path.is_from_same_address(&path))
             {
-                Ok(address) if address == path.device => {
-                    return Ok(self.prolong(now, id, path, lifetime));
-                }
-                Ok(_) => return Err(DeviceRefusal::EndpointTaken),
+                Ok(true) => return Ok(self.prolong(now, id, path, lifetime)),
+                Ok(false) => return Err(DeviceRefusal::EndpointTaken),
                 Err(_) => self.forget(now, id),
             }
         }
@@ -185,7 +188,7 @@ impl Sessions {
         lifetime: Option<Duration>,
     ) -> Result<Registration, DeviceRefusal> {
         let terminal = self.provisioned(now, id)?;
-        if terminal.record.path.device != path.device && !proven {
+        if !terminal.record.path.is_from_same_address(&path) && !proven {
             return Err(DeviceRefusal::AddressUnproven);
         }
         let lifetime = lifetime
@@ -203,9 +206,9 @@ impl Sessions {
         &mut self,
         now: UnixTime,
         id: RegistrationId,
-        device: IpAddr,
+        from: &Path,
     ) -> Result<(), DeviceRefusal> {
-        self.provisioned_at(now, id, device)?;
+        self.provisioned_at(now, id, from)?;
         self.leave(now, id, Left::Deregistered);
         Ok(())
     }
@@ -221,7 +224,7 @@ impl Sessions {
         &mut self,
         now: UnixTime,
         terminal: RegistrationId,
-        device: IpAddr,
+        from: &Path,
         request: SessionRequest,
         token: &Token,
         generation: NonZeroU32,
@@ -231,7 +234,7 @@ impl Sessions {
             instance,
             port,
         } = request;
-        let entry = self.provisioned_at(now, terminal, device)?;
+        let entry = self.provisioned_at(now, terminal, from)?;
         let lifetime = remaining(&entry.record, now);
         let replaced = entry
             .sessions
@@ -253,6 +256,7 @@ impl Sessions {
                 app: app.clone(),
                 instance: instance.clone(),
                 port,
+                tunnel: None,
                 state: SessionState::Requested(issued),
             })
             .ok_or(DeviceRefusal::SlotsFull)?;
@@ -280,10 +284,10 @@ impl Sessions {
         &mut self,
         now: UnixTime,
         terminal: RegistrationId,
-        device: IpAddr,
+        from: &Path,
         id: SessionId,
     ) -> Result<(), DeviceRefusal> {
-        self.provisioned_at(now, terminal, device)?;
+        self.provisioned_at(now, terminal, from)?;
         match self.slots.get(id) {
             Some(session) if session.terminal == terminal => match session.state {
                 SessionState::Requested(_) | SessionState::Authorised(_) => {
@@ -345,70 +349,6 @@ impl Sessions {
         })
     }
 
-    /// The operator ends a session.
-    ///
-    /// # Errors
-    ///
-    /// [`OperatorRefusal::UnknownSession`], [`OperatorRefusal::SessionEnded`].
-    pub fn revoke(&mut self, now: UnixTime, id: SessionId) -> Result<(), OperatorRefusal> {
-        match self.slots.get(id).map(|session| &session.state) {
-            None => Err(OperatorRefusal::UnknownSession),
-            Some(SessionState::Ended { cause, .. }) => Err(OperatorRefusal::SessionEnded(*cause)),
-            Some(SessionState::Requested(_) | SessionState::Authorised(_)) => {
-                self.end(now, id, EndCause::Revoked);
-                Ok(())
-            }
-        }
-    }
-
-    /// The operator adds an application.
-    ///
-    /// # Errors
-    ///
-    /// [`OperatorRefusal::AppExists`].
-    pub fn add_app(
-        &mut self,
-        now: UnixTime,
-        name: AppName,
-        key_hash: AppKeyHash,
-    ) -> Result<(), OperatorRefusal> {
-        if self.apps.contains_key(&name) {
-            return Err(OperatorRefusal::AppExists);
-        }
-        let record = App {
-            name: name.clone(),
-            key_hash,
-            created: now,
-        };
-        self.app_keys.insert(key_hash, name.clone());
-        self.apps.insert(
-            name.clone(),
-            AppEntry {
-                record,
-                sessions: BTreeSet::new(),
-            },
-        );
-        self.changes.apps.insert(name);
-        Ok(())
-    }
-
-    /// The operator removes an application; its sessions end. Returns how many that were.
-    ///
-    /// # Errors
-    ///
-    /// [`OperatorRefusal::UnknownApp`].
-    pub fn remove_app(&mut self, now: UnixTime, name: &AppName) -> Result<usize, OperatorRefusal> {
-        let entry = self.apps.get(name).ok_or(OperatorRefusal::UnknownApp)?;
-        let sessions = entry.sessions.clone();
-        self.app_keys.remove(&entry.record.key_hash);
-        for &id in &sessions {
-            self.end(now, id, EndCause::AppRemoved);
-        }
-        self.apps.remove(name);
-        self.changes.apps.insert(name.clone());
-        Ok(sessions.len())
-    }
-
     /// Lets time pass: expires registrations, and forgets those that have been over for a while; at
     /// most `limit` of them, so that one call doesn't take for ever. [`Sessions::next_deadline`] says
     /// whether there is more.
@@ -460,10 +400,10 @@ impl Sessions {
         &self,
         now: UnixTime,
         id: RegistrationId,
-        device: IpAddr,
+        from: &Path,
     ) -> Result<&TerminalEntry, DeviceRefusal> {
         let entry = self.provisioned(now, id)?;
-        if entry.record.path.device == device {
+        if entry.record.path.is_from_same_address(from) {
             Ok(entry)
         } else {
             Err(DeviceRefusal::OtherAddress)

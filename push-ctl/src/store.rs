@@ -12,7 +12,13 @@
 //! | `apps` | name | the same |
 //!
 //! A file that can't be used is never changed: it is opened for good only once everything in it
-//! has been read in a rehearsal, in which nothing is written to it.
+//! has been read in a rehearsal, in which nothing is written to it. One of an older version is then
+//! brought to the current one in a single step, after which older programs refuse it.
+//!
+//! | version | since then |
+//! | --- | --- |
+//! | 1 | |
+//! | 2 | realms of terminals, policies of applications, tunnels of sessions |
 
 mod rehearsal;
 mod rows;
@@ -24,16 +30,21 @@ use crate::sessions::records::{App, AppName, RegistrationId, Session, Terminal};
 use redb::backends::FileBackend;
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
-    TableError,
+    TableError, WriteTransaction,
 };
 use rehearsal::Rehearsal;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
+use std::num::NonZeroU16;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use tracing::info;
 
 /// Version of the store as a whole.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// The oldest version that can be brought to the current one.
+const OLDEST_VERSION: u32 = 1;
 
 const FILE_NAME: &str = "push.redb";
 const META: TableDefinition<'_, &str, u32> = TableDefinition::new("meta");
@@ -87,7 +98,7 @@ pub enum StoreError {
         what: String,
     },
     /// It was made by another version of this program.
-    #[error("{} has version {found}, this push-ctl reads version {VERSION}: use the push-ctl that made it, or move it away to start empty", path.display())]
+    #[error("{} has version {found}, this push-ctl reads versions {OLDEST_VERSION} to {VERSION}: use the push-ctl that made it, or move it away to start empty", path.display())]
     OtherVersion {
         /// The file.
         path: PathBuf,
@@ -146,15 +157,32 @@ impl RedbStore {
             Err(TryLockError::WouldBlock) => return Err(StoreError::InUse(path)),
             Err(TryLockError::Error(cause)) => return Err(io("lock", state_dir)(cause)),
         }
-        match OpenOptions::new().read(true).write(true).open(&path) {
-            Ok(file) => rehearse(file, &path)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => create(state_dir, &path)?,
+        let older = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => {
+                let (version, image) = rehearse(file, &path)?;
+                (version < VERSION).then_some((version, image))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create(state_dir, &path)?;
+                None
+            }
             Err(error) => return Err(io("open", &path)(error)),
-        }
+        };
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
             .open(&path)
             .map_err(|e| opening(e, &path))?;
+        if let Some((version, image)) = older {
+            upgrade(&database, &image).map_err(|cause| StoreError::Write {
+                path: path.clone(),
+                cause: Box::new(cause),
+            })?;
+            info!(
+                from = version,
+                to = VERSION,
+                "the store is of the current version now"
+            );
+        }
         Ok(Self {
             database,
             path,
@@ -171,7 +199,7 @@ impl RedbStore {
 
 impl Store for RedbStore {
     fn load(&self) -> Result<Image, StoreError> {
-        read(&self.database, &self.path)
+        read(&self.database, &self.path).map(|(_, image)| image)
     }
 
     fn apply(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
@@ -184,6 +212,29 @@ impl Store for RedbStore {
 
 fn write(database: &Database, batch: &Batch<'_>) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
+    put(&transaction, batch)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Brings a store of an older version, of which `image` was read, to the current one.
+fn upgrade(database: &Database, image: &Image) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    // Other records are the same in all versions, or lack only what may be left out.
+    let apps = image.apps.iter().map(|app| (&app.name, Some(app)));
+    put(
+        &transaction,
+        &Batch {
+            apps: apps.collect(),
+            ..Batch::default()
+        },
+    )?;
+    transaction.open_table(META)?.insert("version", VERSION)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+fn put(transaction: &WriteTransaction, batch: &Batch<'_>) -> Result<(), redb::Error> {
     {
         let mut terminals = transaction.open_table(TERMINALS)?;
         for (id, terminal) in &batch.terminals {
@@ -210,7 +261,6 @@ fn write(database: &Database, batch: &Batch<'_>) -> Result<(), redb::Error> {
             }
         }
     }
-    transaction.commit()?;
     Ok(())
 }
 
@@ -251,8 +301,8 @@ fn create(state_dir: &Path, path: &Path) -> Result<(), StoreError> {
         .map_err(io)
 }
 
-/// Reads and checks everything in the file without writing to it.
-fn rehearse(file: File, path: &Path) -> Result<(), StoreError> {
+/// Reads and checks everything in the file without writing to it. Returns its version, too.
+fn rehearse(file: File, path: &Path) -> Result<(u32, Image), StoreError> {
     let backend = Rehearsal::of(file).map_err(|cause| StoreError::Io {
         doing: "read",
         path: path.to_owned(),
@@ -269,10 +319,11 @@ fn rehearse(file: File, path: &Path) -> Result<(), StoreError> {
         .set_check_integrity_on_open(true)
         .create_with_backend(backend)
         .map_err(|error| opening(error, path))?;
-    read(&database, path).map(drop)
+    read(&database, path)
 }
 
-fn read(database: &Database, path: &Path) -> Result<Image, StoreError> {
+/// The version, and everything.
+fn read(database: &Database, path: &Path) -> Result<(u32, Image), StoreError> {
     let damaged = |what: String| StoreError::Damaged {
         path: path.to_owned(),
         what,
@@ -291,11 +342,11 @@ fn read(database: &Database, path: &Path) -> Result<Image, StoreError> {
         Err(TableError::TableDoesNotExist(_)) => None,
         Err(error) => return Err(engine(error.into())),
     };
-    match found {
-        Some(VERSION) => {}
+    let version = match found {
+        Some(version @ OLDEST_VERSION..=VERSION) => version,
         Some(version) => return Err(other_version(version.to_string())),
         None => return Err(damaged("it was not made by push-ctl".to_owned())),
-    }
+    };
     let mut image = Image::default();
     let mut read = || -> Result<(), redb::Error> {
         for row in transaction.open_table(TERMINALS)?.iter()? {
@@ -312,14 +363,18 @@ fn read(database: &Database, path: &Path) -> Result<Image, StoreError> {
         }
         for row in transaction.open_table(APPS)?.iter()? {
             let (name, value) = row?;
-            image
-                .apps
-                .push(rows::read_app(name.value(), value.value()).map_err(|row| unreadable(&row))?);
+            // In order, as none has one.
+            let first_free = u16::try_from(image.apps.len() + 1).ok();
+            let slot = first_free
+                .filter(|_| version == 1)
+                .and_then(NonZeroU16::new);
+            let app = rows::read_app(name.value(), value.value(), slot);
+            image.apps.push(app.map_err(|row| unreadable(&row))?);
         }
         Ok(())
     };
     read().map_err(engine)?;
-    Ok(image)
+    Ok((version, image))
 }
 
 fn unreadable(row: &rows::Unreadable) -> redb::Error {

@@ -18,7 +18,7 @@ mod config;
 mod daemon;
 mod topology;
 
-pub use config::{Config, Nic, Role};
+pub use config::{Config, Nic, Realm, Role};
 
 use crate::child;
 use anyhow::{Context, Result, bail};

@@ -11,7 +11,7 @@ pub use generator::{Load, Sent};
 pub use sink::{Received, Sink};
 
 use push_common::tag::TagKey;
-use push_common::wire::{MAX_PAYLOAD_LEN, SessionId, TRIGGER_HEADER_LEN, TriggerHeader};
+use push_common::wire::{Flags, MAX_PAYLOAD_LEN, SessionId, TRIGGER_HEADER_LEN, TriggerHeader};
 use zerocopy::IntoBytes;
 
 /// Datagrams per system call.
@@ -40,8 +40,14 @@ impl Session {
     pub fn trigger(&self, sequence: u64, datagram: &mut [u8]) {
         let (header, payload) = datagram.split_at_mut(TRIGGER_HEADER_LEN);
         number(sequence, payload);
-        let signed =
-            TriggerHeader::sign(self.key, self.token_generation, self.id, sequence, payload);
+        let signed = TriggerHeader::sign(
+            self.key,
+            Flags::NONE,
+            self.token_generation,
+            self.id,
+            sequence,
+            payload,
+        );
         header.copy_from_slice(
             signed
                 .expect("no longer than the longest trigger")

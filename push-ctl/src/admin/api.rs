@@ -3,7 +3,7 @@
 
 use crate::config::Role;
 use push_common::wire::SessionId;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -26,12 +26,31 @@ pub struct Status {
     pub sessions: SessionCounts,
     /// The NICs it is attached to, as the kernel has them.
     pub nics: Vec<NicStatus>,
-    /// Where it listens for devices.
+    /// Where it listens for devices that are in no realm.
     pub internal: Vec<SocketAddr>,
+    /// Realms, and where it listens for their devices.
+    pub realms: Vec<RealmStatus>,
     /// Where it listens for application servers.
     pub external: Vec<SocketAddr>,
     /// What the operator should mend.
     pub warnings: Vec<String>,
+}
+
+/// One of `GET /v1/realms`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RealmStatus {
+    /// What it is called.
+    pub name: String,
+    /// The interface by which its devices are reached; none if the realm is no longer in the configuration.
+    pub interface: Option<String>,
+    /// Routers on the way to its devices.
+    pub next_hop: Vec<IpAddr>,
+    /// Where the daemon listens for its devices.
+    pub listen: Vec<SocketAddr>,
+    /// Its terminals, also those in the second operative state.
+    pub terminals: usize,
+    /// Their sessions that aren't over.
+    pub sessions: usize,
 }
 
 /// What the store holds.
@@ -83,6 +102,9 @@ pub struct NicStatus {
 pub struct AddApp {
     /// What to call it.
     pub name: String,
+    /// What it may do; everything that isn't named.
+    #[serde(default)]
+    pub policy: PolicyChange,
 }
 
 /// The answer to [`AddApp`]; the only one that has the key. Not `Debug`, as the key is secret.
@@ -94,7 +116,7 @@ pub struct AppAdded {
     pub api_key: String,
 }
 
-/// One of `GET /v1/apps`
+/// `GET /v1/apps/{name}`, one of `GET /v1/apps`, and the answer to [`PolicyChange`]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AppStatus {
     /// What it is called.
@@ -103,6 +125,71 @@ pub struct AppStatus {
     pub created_at: String,
     /// Its sessions that aren't over.
     pub sessions: usize,
+    /// What it may do.
+    pub policy: PolicyStatus,
+}
+
+/// What an application may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// How many triggers each of its sessions may get, each for itself; none if that isn't limited.
+    pub rate: Option<RateStatus>,
+    /// Prefixes of addresses that triggers are taken from; empty if they are from all.
+    pub sources: Vec<String>,
+    /// Longest payload; 0 if there may be none, absent if that isn't limited.
+    pub max_payload_bytes: Option<u16>,
+    /// Differentiated services code point that triggers get; absent if they keep theirs.
+    pub dscp: Option<u8>,
+    /// Within this time of a delivery, triggers with the same collapse key are absorbed; absent if
+    /// none ever are.
+    pub coalescing_window_ms: Option<u64>,
+    /// Whether acknowledgements of devices go on to the server that sent the trigger.
+    pub return_acks: bool,
+}
+
+/// A token bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateStatus {
+    /// One trigger in this time, in the long run.
+    pub interval_ns: u64,
+    /// Triggers that may come at once.
+    pub burst: u32,
+}
+
+/// `PATCH /v1/apps/{name}`: what isn't there stays, `null` takes a rule back (RFC 7396).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyChange {
+    /// See [`PolicyStatus::rate`].
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Option<RateChange>>,
+    /// See [`PolicyStatus::sources`]; these take the place of those before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Vec<String>>,
+    /// See [`PolicyStatus::max_payload_bytes`].
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub max_payload_bytes: Option<Option<u16>>,
+    /// See [`PolicyStatus::dscp`].
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub dscp: Option<Option<u8>>,
+    /// See [`PolicyStatus::coalescing_window_ms`].
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub coalescing_window_ms: Option<Option<u64>>,
+    /// See [`PolicyStatus::return_acks`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub return_acks: Option<bool>,
+}
+
+/// A change to a [`RateStatus`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RateChange {
+    /// See [`RateStatus::interval_ns`]; has to be there if there was no rate before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval_ns: Option<u64>,
+    /// See [`RateStatus::burst`]; 1 if there was no rate before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
 }
 
 /// `DELETE /v1/apps/{name}`
@@ -125,6 +212,8 @@ pub struct TerminalStatus {
     pub endpoint: String,
     /// Where it is.
     pub address: IpAddr,
+    /// The realm that this is an address of; none if it is in no realm.
+    pub realm: Option<String>,
     /// The address of the gateway that it registered with.
     pub gateway: SocketAddr,
     /// `first_operative` (may ask for sessions) or `second_operative` (may not).
@@ -151,6 +240,13 @@ pub struct SessionStatus {
     pub instance: String,
     /// Where triggers are delivered to, if the device is still known.
     pub device: Option<SocketAddr>,
+    /// The realm that this is an address of; none if it is in no realm.
+    pub realm: Option<String>,
+    /// The tunnel to the device.
+    pub tunnel: Option<TunnelStatus>,
+    /// What is known of the way to the device: `resolved`, `unresolved` or `no_route`; none if the session
+    /// is not in the data plane.
+    pub next_hop: Option<String>,
     /// `requested`, `authorised` or `ended`.
     pub state: String,
     /// Why it ended.
@@ -166,6 +262,40 @@ pub struct SessionStatus {
     pub bytes: u64,
     /// Since the last one.
     pub last_delivered_ago_s: Option<u64>,
+    /// Triggers that the policy of the application refused.
+    pub refused: u32,
+    /// Triggers that the device has acknowledged.
+    pub acknowledged: u32,
+    /// From the delivery of a trigger to its acknowledgement, smoothed; none if there was none.
+    pub round_trip_ms: Option<f64>,
+}
+
+/// A GTP-U tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelStatus {
+    /// The other end.
+    pub peer: IpAddr,
+    /// Its identifier there.
+    pub teid: u32,
+}
+
+/// `PUT /v1/sessions/{id}/tunnel`
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetTunnel {
+    /// The other end.
+    pub peer: IpAddr,
+    /// Its identifier there, not 0.
+    pub teid: u32,
+}
+
+/// The answer to [`SetTunnel`], and to `DELETE /v1/sessions/{id}/tunnel`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TunnelSet {
+    /// The session.
+    pub id: String,
+    /// By which tunnel its device is reached now.
+    pub tunnel: Option<TunnelStatus>,
 }
 
 /// `POST /v1/sessions/{id}/revoke`
@@ -182,6 +312,8 @@ pub struct SessionRevoked {
 pub struct Stats {
     /// By NIC.
     pub nics: Vec<NicStats>,
+    /// Events that were never told of, as there were too many.
+    pub events_lost: u64,
 }
 
 /// What has come in by a NIC.
@@ -195,6 +327,19 @@ pub struct NicStats {
     pub bytes: u64,
     /// What became of them: all verdicts there are.
     pub verdicts: Vec<VerdictStats>,
+    /// Acknowledgements by their time since the delivery of the trigger: all classes there are.
+    pub round_trips: Vec<RoundTripClass>,
+}
+
+/// Acknowledgements that took about the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundTripClass {
+    /// At least this long.
+    pub from_us: u64,
+    /// Not as long as this.
+    pub below_us: u64,
+    /// Acknowledgements.
+    pub acknowledgements: u64,
 }
 
 /// Packets that got a verdict.
@@ -224,6 +369,16 @@ pub struct TriggerSent {
     pub bytes: usize,
     /// Where to.
     pub to: SocketAddr,
+    /// Until the acknowledgement came back, if that was waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub round_trip_ms: Option<f64>,
+}
+
+/// What is there, be it `null`.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 fn as_text<S: serde::Serializer>(id: &SessionId, serializer: S) -> Result<S::Ok, S::Error> {

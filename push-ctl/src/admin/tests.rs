@@ -1,6 +1,7 @@
 //! Over a unix socket.
 
 use super::*;
+use crate::app_key::AppKey;
 use crate::controller::tests::{World, authorised};
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
@@ -16,7 +17,16 @@ async fn admin() -> Admin {
     let (controller, _ended) = World::default().start();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("admin.sock");
-    let mut config: Config = toml::from_str(Config::example()).unwrap();
+    let realm = r#"
+        [[realm]]
+        name = "meters"
+        interface = "eth2.100"
+        next_hop = ["10.0.0.254"]
+        listen = ["10.0.0.1:5683"]
+        [gtpu]
+        local = ["10.70.0.1"]
+    "#;
+    let mut config: Config = toml::from_str(&format!("{}{realm}", Config::example())).unwrap();
     config.path = "/etc/push/push.toml".into();
     let daemon = Daemon {
         config,
@@ -77,6 +87,7 @@ async fn the_status_has_everything() {
     assert_eq!(status["nics"], json!([nic]));
     assert_eq!(status["warnings"], json!(["forwarding is off"]));
     assert_eq!(status["internal"][0], "10.64.0.1:5683");
+    assert_eq!(status["realms"], admin.get("/v1/realms").await);
     assert_eq!(status["pid"], std::process::id());
 }
 
@@ -97,7 +108,8 @@ async fn applications_come_and_go() {
     );
 
     let apps = admin.get("/v1/apps").await;
-    assert_eq!(keys(&apps[0]), ["created_at", "name", "sessions"]);
+    assert_eq!(keys(&apps[0]), ["created_at", "name", "policy", "sessions"]);
+    assert_eq!(apps[0], admin.get("/v1/apps/chat").await);
     assert!(
         apps[0]["created_at"]
             .as_str()
@@ -125,12 +137,14 @@ async fn applications_come_and_go() {
 async fn a_session_is_seen_and_revoked() {
     let admin = admin().await;
     let session = authorised(&admin.controller, 1).await.to_string();
-    let listed = admin.get("/v1/sessions").await;
-    assert_eq!(
-        listed[0],
-        admin.get(&format!("/v1/sessions/{session}")).await
-    );
-    let shown = &listed[0];
+    let mut listed = admin.get("/v1/sessions").await;
+    let mut shown = admin.get(&format!("/v1/sessions/{session}")).await;
+    for answer in [&mut listed[0], &mut shown] {
+        // The clock may have passed a second between the two.
+        let left = answer.as_object_mut().unwrap().remove("expires_in_s");
+        assert!(matches!(left.unwrap().as_u64(), Some(3590..=3600)));
+    }
+    assert_eq!(listed[0], shown);
     assert_eq!(
         (shown["state"].as_str(), shown["device"].as_str()),
         (Some("authorised"), Some("10.0.0.2:7000"))
@@ -142,6 +156,19 @@ async fn a_session_is_seen_and_revoked() {
             &shown["last_delivered_ago_s"]
         ),
         (&json!(3), &json!(300), &json!(2))
+    );
+    assert_eq!(
+        (
+            &shown["refused"],
+            &shown["acknowledged"],
+            &shown["round_trip_ms"],
+            &shown["next_hop"]
+        ),
+        (&json!(4), &json!(2), &json!(1.5), &json!("no_route"))
+    );
+    assert_eq!(
+        (&shown["realm"], &shown["tunnel"]),
+        (&Value::Null, &Value::Null)
     );
     let terminal = admin
         .get(&format!(
@@ -189,6 +216,25 @@ async fn all_verdicts_are_counted() {
         ["action", "bytes", "meaning", "packets", "verdict"]
     );
     assert_eq!(forged["action"], "drop");
+    assert_eq!(stats["events_lost"], 7);
+    let classes = nic["round_trips"].as_array().unwrap();
+    assert_eq!(classes.len(), 32);
+    for (class, expected) in [
+        (
+            0,
+            json!({ "from_us": 0, "below_us": 2, "acknowledgements": 0 }),
+        ),
+        (
+            10,
+            json!({ "from_us": 1024, "below_us": 2048, "acknowledgements": 2 }),
+        ),
+        (
+            31,
+            json!({ "from_us": 1_u64 << 31, "below_us": 1_u64 << 32, "acknowledgements": 0 }),
+        ),
+    ] {
+        assert_eq!(classes[class], expected);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -197,6 +243,10 @@ async fn what_does_not_exist_is_a_problem() {
     for (method, path, status) in [
         (Method::GET, "/v1/nothing", 404),
         (Method::PUT, "/v1/apps", 405),
+        (Method::GET, "/v1/apps/nonesuch", 404),
+        (Method::GET, "/v1/apps/no%20name", 404),
+        (Method::DELETE, "/v1/sessions/nonsense/tunnel", 404),
+        (Method::DELETE, "/v1/sessions/0000000100000000/tunnel", 404),
         (Method::GET, "/v1/sessions/0000000100000000", 404),
         (Method::GET, "/v1/sessions/nonsense", 404),
         (Method::GET, "/v1/terminals/nonsense", 404),
@@ -209,4 +259,106 @@ async fn what_does_not_exist_is_a_problem() {
             "{path}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_is_changed_rule_by_rule() {
+    let admin = admin().await;
+    let open = json!({
+        "rate": null, "sources": [], "max_payload_bytes": null, "dscp": null,
+        "coalescing_window_ms": null, "return_acks": false,
+    });
+    let body = json!({ "name": "chat", "policy": { "dscp": 46, "sources": ["192.0.2.0/24"] } });
+    assert_eq!(admin.ask(Method::POST, "/v1/apps", Some(body)).await.0, 200);
+    let set = |change: Value| admin.ask(Method::PATCH, "/v1/apps/chat", Some(change));
+    let (status, app) =
+        set(json!({ "rate": { "interval_ns": 1_000_000, "burst": 3 }, "dscp": null })).await;
+    assert_eq!(status, 200, "{app}");
+    let mut expected = open.clone();
+    expected["sources"] = json!(["192.0.2.0/24"]);
+    expected["rate"] = json!({ "interval_ns": 1_000_000, "burst": 3 });
+    assert_eq!(app["policy"], expected);
+    assert_eq!(admin.get("/v1/apps/chat").await, app);
+
+    let (status, problem) = set(json!({ "dscp": 64 })).await;
+    assert_eq!(
+        (status, problem["detail"].as_str()),
+        (400, Some("dscp: 64 is not between 0 and 63"))
+    );
+    assert_eq!(set(json!({ "colour": 1 })).await.0, 400);
+    assert_eq!(admin.get("/v1/apps/chat").await, app);
+    let (_, app) = set(json!({ "rate": null, "sources": [] })).await;
+    assert_eq!(app["policy"], open);
+
+    let nobody = admin.ask(Method::PATCH, "/v1/apps/nonesuch", Some(json!({})));
+    assert_eq!(nobody.await.0, 404);
+    let bad = json!({ "name": "bad", "policy": { "max_payload_bytes": 1201 } });
+    assert_eq!(admin.ask(Method::POST, "/v1/apps", Some(bad)).await.0, 400);
+    assert_eq!(admin.ask(Method::GET, "/v1/apps/bad", None).await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_put_into_a_tunnel_and_taken_out() {
+    let admin = admin().await;
+    let session = authorised(&admin.controller, 1).await.to_string();
+    let path = format!("/v1/sessions/{session}/tunnel");
+    let set = |peer: &str, teid: u32| {
+        let body = json!({ "peer": peer, "teid": teid });
+        admin.ask(Method::PUT, &path, Some(body))
+    };
+    let tunnel = json!({ "peer": "10.70.0.2", "teid": 4711 });
+    let answer = json!({ "id": session, "tunnel": tunnel });
+    assert_eq!(set("10.70.0.2", 4711).await, (200, answer));
+    let shown = admin.get(&format!("/v1/sessions/{session}")).await;
+    assert_eq!(shown["tunnel"], tunnel);
+    for (peer, teid, why) in [
+        ("10.70.0.2", 0, "teid: 0 is no tunnel's"),
+        (
+            "224.0.0.1",
+            1,
+            "peer: 224.0.0.1 is not a machine's own address",
+        ),
+        ("0.0.0.0", 1, "peer: 0.0.0.0 is not"),
+        ("::ffff:10.70.0.2", 1, "peer: ::ffff:10.70.0.2 is not"),
+        (
+            "fd00:70::2",
+            1,
+            "gtpu.local in the configuration has no IPv6 address",
+        ),
+    ] {
+        let (status, problem) = set(peer, teid).await;
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(status == 400 && detail.contains(why), "{peer}: {detail}");
+    }
+    let (status, cleared) = admin.ask(Method::DELETE, &path, None).await;
+    assert_eq!((status, &cleared["tunnel"]), (200, &Value::Null));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn realms_are_counted_also_those_that_are_gone() {
+    let admin = admin().await;
+    let registered = admin.controller.apply(|sessions, now| {
+        for (n, realm) in [(1_u8, "meters"), (2, "meters"), (3, "gone")] {
+            let path = crate::sessions::records::Path {
+                realm: Some(realm.parse().unwrap()),
+                device: [10, 0, 0, 2].into(),
+                gateway: "10.0.0.1:5683".parse().unwrap(),
+            };
+            let id = crate::sessions::records::RegistrationId::from_u64(n.into());
+            let endpoint = format!("device-{n}").parse().unwrap();
+            sessions.register(now, endpoint, path, None, id).unwrap();
+        }
+    });
+    registered.await.unwrap();
+    let realms = admin.get("/v1/realms").await;
+    let meters = json!({
+        "name": "meters", "interface": "eth2.100", "next_hop": ["10.0.0.254"], "listen": ["10.0.0.1:5683"],
+        "terminals": 2, "sessions": 0,
+    });
+    let gone = json!({
+        "name": "gone", "interface": null, "next_hop": [], "listen": [], "terminals": 1, "sessions": 0,
+    });
+    assert_eq!(realms, json!([meters, gone]));
+    let terminals = admin.get("/v1/terminals").await;
+    assert_eq!(terminals[0]["realm"], "meters");
 }

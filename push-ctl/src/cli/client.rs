@@ -107,7 +107,7 @@ async fn answer<T: DeserializeOwned>(
 
 fn hint(kind: &str) -> Option<String> {
     let hint = match kind.strip_prefix("urn:push:problem:")? {
-        "unknown-app" | "app-exists" => "`push-ctl app list` shows which there are",
+        "unknown-app" | "app-exists" | "apps-full" => "`push-ctl app list` shows which there are",
         "unknown-session" => "`push-ctl session list` shows which there are",
         "unknown-terminal" => "`push-ctl terminal list` shows which there are",
         _ => return None,

@@ -15,7 +15,15 @@ impl Table {
         for column in table.0.column_iter_mut() {
             if matches!(
                 head.get(column.index),
-                Some(&("PACKETS" | "BYTES" | "DELIVERED" | "SESSIONS"))
+                Some(
+                    &("PACKETS"
+                        | "BYTES"
+                        | "DELIVERED"
+                        | "REFUSED"
+                        | "ACKED"
+                        | "SESSIONS"
+                        | "TERMINALS")
+                )
             ) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
@@ -83,6 +91,20 @@ pub(super) fn plural<N: TryInto<u64>>(number: N, thing: &str) -> String {
     )
 }
 
+/// `750 µs`, `1.5 ms`, `2.0 s`
+pub(super) fn microseconds(number: u64) -> String {
+    match number {
+        0..1_000 => format!("{number} µs"),
+        1_000..1_000_000 => format!("{:.1} ms", number as f64 / 1e3),
+        1_000_000.. => format!("{:.1} s", number as f64 / 1e6),
+    }
+}
+
+/// The same of milliseconds.
+pub(super) fn milliseconds(number: f64) -> String {
+    microseconds((number * 1e3).round() as u64)
+}
+
 /// `1h 5m`
 pub(super) fn lifetime(seconds: u64) -> String {
     humantime::format_duration(Duration::from_secs(seconds)).to_string()
@@ -111,6 +133,15 @@ mod tests {
         ];
         for (number, text) in cases {
             assert_eq!(amount(number), text);
+        }
+        for (number, text) in [
+            (0, "0 µs"),
+            (999, "999 µs"),
+            (1_500, "1.5 ms"),
+            (2_000_000, "2.0 s"),
+        ] {
+            assert_eq!(microseconds(number), text);
+            assert_eq!(milliseconds(number as f64 / 1e3), text);
         }
         assert_eq!(
             (plural(1_u64, "session"), plural(0_u64, "session")),

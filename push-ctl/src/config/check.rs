@@ -1,10 +1,11 @@
 //! Whether the values of a configuration make sense.
 
-use super::{Config, External, Nic, Role};
-use push_common::maps::{MAX_NICS, MAX_SOURCES};
-use std::collections::HashSet;
+use super::{Config, External, Nic, Realm, Role};
+use push_common::maps::MAX_NICS;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,6 +14,13 @@ const MAX_SLOTS: u32 = 1 << 26;
 
 /// Longest lifetime: well below what the data plane can count.
 const MAX_LIFETIME: Duration = Duration::from_hours(24 * 365);
+
+/// Realms that there can be.
+const MAX_REALMS: usize = 255;
+
+/// How long a session can be without a delivery before it counts as idle.
+const IDLE_AFTER: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_hours(24 * 365);
 
 /// Longest path of a unix socket (`sun_path` without the NUL).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -77,13 +85,11 @@ impl Config {
             );
         }
         self.check_nics(&mut problems);
+        self.check_data_plane(&mut problems);
         check_listen("internal.listen", &self.internal.listen, &mut problems);
-        if self.internal.listen.len() > MAX_SOURCES as usize {
-            problems.add(
-                "internal.listen",
-                format!("has more than {MAX_SOURCES} addresses; write fewer"),
-            );
-        }
+        self.check_realms(&mut problems);
+        let ours = "of this machine";
+        check_one_per_version("gtpu.local", &self.gtpu.local, ours, &mut problems);
         check_listen("external.listen", &self.external.listen, &mut problems);
         check_certificate(&self.external, &mut problems);
         if problems.0.is_empty() {
@@ -147,6 +153,73 @@ impl Config {
         }
     }
 
+    fn check_data_plane(&self, problems: &mut Problems) {
+        let idle_after = self.data_plane.idle_after;
+        if let Some(time) = idle_after.filter(|time| !IDLE_AFTER.contains(time)) {
+            let text = humantime::format_duration(time);
+            let what = format!("`{text}` is neither from 1s to 365d nor `0s` for never");
+            problems.add("data_plane.idle_after", what);
+        }
+        if self.data_plane.log_level.is_some() && !cfg!(feature = "log") {
+            problems.add(
+                "data_plane.log_level",
+                "this push-ctl was built without the feature `log`; leave it out",
+            );
+        }
+    }
+
+    fn check_realms(&self, problems: &mut Problems) {
+        let mut names = HashSet::new();
+        let mut taken = HashMap::new();
+        for realm in &self.realm {
+            let name = &realm.name;
+            check_realm(realm, problems);
+            if !names.insert(name) {
+                let what = "is there twice; give each realm a name of its own";
+                problems.add(format!("realm.{name}"), what);
+                continue;
+            }
+            let key = format!("realm.{name}.listen");
+            for address in &realm.listen {
+                if self.internal.listen.contains(address) {
+                    let what = format!(
+                        "{address} is in internal.listen, too; give one of them another address or port"
+                    );
+                    problems.add(&key, what);
+                }
+                let interface = realm.interface.as_str();
+                if let Some(other) = taken.insert((interface, *address), name)
+                    && other != name
+                {
+                    let what = format!(
+                        "realm {other} listens on {address} of {interface}, too; give one of them another interface, address or port"
+                    );
+                    problems.add(&key, what);
+                }
+            }
+        }
+        if self.realm.len() > MAX_REALMS {
+            problems.add(
+                "realm",
+                format!(
+                    "there are {} sections; {MAX_REALMS} is the most",
+                    self.realm.len()
+                ),
+            );
+        }
+    }
+
+    /// Where devices register, with the key that says so.
+    fn listens(&self) -> impl Iterator<Item = (String, &[SocketAddr])> {
+        let realms = self
+            .realm
+            .iter()
+            .map(|realm| (format!("realm.{}.listen", realm.name), &*realm.listen));
+        [("internal.listen".to_owned(), &*self.internal.listen)]
+            .into_iter()
+            .chain(realms)
+    }
+
     fn check_nics(&self, problems: &mut Problems) {
         let mut names = HashSet::new();
         for nic in &self.nic {
@@ -158,13 +231,13 @@ impl Config {
                 );
             }
             for address in &nic.trigger_addresses {
-                if self
-                    .internal
-                    .listen
-                    .contains(&SocketAddr::new(*address, self.triggers.port))
+                let trigger_address = SocketAddr::new(*address, self.triggers.port);
+                for (key, _) in self
+                    .listens()
+                    .filter(|(_, listen)| listen.contains(&trigger_address))
                 {
                     let what = format!(
-                        "{address} with triggers.port is in internal.listen, too; give one of them another port"
+                        "{address} with triggers.port is in {key}, too; give one of them another port"
                     );
                     problems.add(format!("nic.{}.trigger_addresses", nic.name), what);
                 }
@@ -190,15 +263,7 @@ impl Config {
 
 fn check_nic(nic: &Nic, problems: &mut Problems) {
     let name = &nic.name;
-    if name.is_empty()
-        || name.len() > MAX_NIC_NAME_BYTES
-        || name.contains(|c: char| c == '/' || c.is_whitespace())
-    {
-        problems.add(
-            "nic.name",
-            format!("`{name}` can't be the name of a NIC; `ip link` shows which there are"),
-        );
-    }
+    check_interface("nic.name", name, problems);
     let key = format!("nic.{name}.trigger_addresses");
     match nic.role {
         Role::External | Role::Both if nic.trigger_addresses.is_empty() => {
@@ -209,25 +274,60 @@ fn check_nic(nic: &Nic, problems: &mut Problems) {
         }
         Role::External | Role::Both | Role::Internal => {}
     }
-    for address in &nic.trigger_addresses {
-        if let Err(why) = single_address(*address) {
-            problems.add(&key, why);
+    let ours = "of this machine";
+    check_one_per_version(&key, &nic.trigger_addresses, ours, problems);
+}
+
+fn check_realm(realm: &Realm, problems: &mut Problems) {
+    let name = &realm.name;
+    let key = |key: &str| format!("realm.{name}.{key}");
+    check_interface(&key("interface"), &realm.interface, problems);
+    check_one_per_version(&key("next_hop"), &realm.next_hop, "of a router", problems);
+    if realm.router_mac.is_none() && !realm.vlan.is_empty() {
+        problems.add(
+            key("vlan"),
+            "needs router_mac, as the kernel can't ask for addresses in a VLAN that it doesn't know; or make a VLAN interface, and write that as interface",
+        );
+    }
+    if realm.vlan.len() > 2 {
+        problems.add(key("vlan"), "has more than 2 identifiers; write fewer");
+    }
+    for id in &realm.vlan {
+        if !(1..=4094).contains(id) {
+            problems.add(
+                key("vlan"),
+                format!("{id} is no VLAN; write a number from 1 to 4094"),
+            );
         }
     }
-    let v4 = nic
-        .trigger_addresses
-        .iter()
-        .filter(|address| address.is_ipv4())
-        .count();
-    let v6 = nic.trigger_addresses.len() - v4;
+    check_listen(&key("listen"), &realm.listen, problems);
+}
+
+fn check_interface(key: &str, name: &str, problems: &mut Problems) {
+    if name.is_empty()
+        || name.len() > MAX_NIC_NAME_BYTES
+        || name.contains(|c: char| c == '/' || c.is_whitespace())
+    {
+        problems.add(
+            key,
+            format!("`{name}` can't be the name of a NIC; `ip link` shows which there are"),
+        );
+    }
+}
+
+/// Single addresses, one per IP version at most.
+fn check_one_per_version(key: &str, addresses: &[IpAddr], whose: &str, problems: &mut Problems) {
+    for address in addresses {
+        if let Err(why) = single_address(*address, whose) {
+            problems.add(key, why);
+        }
+    }
+    let v4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+    let v6 = addresses.len() - v4;
     for (version, count) in [("IPv4", v4), ("IPv6", v6)] {
         if count > 1 {
-            problems.add(
-                &key,
-                format!(
-                    "has {count} {version} addresses; a NIC takes triggers on one per IP version"
-                ),
-            );
+            let what = format!("has {count} {version} addresses; there can be one per IP version");
+            problems.add(key, what);
         }
     }
 }
@@ -238,7 +338,7 @@ fn check_listen(key: &str, listen: &[SocketAddr], problems: &mut Problems) {
     }
     let mut seen = HashSet::new();
     for address in listen {
-        if let Err(why) = single_address(address.ip()) {
+        if let Err(why) = single_address(address.ip(), "of this machine") {
             problems.add(key, why);
         }
         if address.port() == 0 {
@@ -253,15 +353,16 @@ fn check_listen(key: &str, listen: &[SocketAddr], problems: &mut Problems) {
     }
 }
 
-fn single_address(address: IpAddr) -> Result<(), String> {
+/// `whose` says what it is an address of.
+fn single_address(address: IpAddr, whose: &str) -> Result<(), String> {
     if address.is_unspecified() {
         return Err(format!(
-            "{address} stands for any address; write a single one of this machine"
+            "{address} stands for any address; write a single one {whose}"
         ));
     }
     if address.is_multicast() || address == IpAddr::from([255; 4]) {
         return Err(format!(
-            "{address} stands for many machines; write a single address of this one"
+            "{address} stands for many machines; write a single address {whose}"
         ));
     }
     match address {

@@ -37,6 +37,7 @@ fn the_example_is_right_and_shows_the_defaults() {
     assert_eq!(example.triggers, short.triggers);
     assert_eq!(example.data_plane, short.data_plane);
     assert_eq!(example.nic.len(), 2);
+    assert_eq!((example.realm.len(), example.gtpu), (0, Gtpu::default()));
 }
 
 #[test]
@@ -44,7 +45,8 @@ fn what_the_example_comments_out_is_right_too() {
     let uncommented: String = Config::example()
         .lines()
         .map(|line| match line.strip_prefix("# ") {
-            Some(key) if key.contains(" = \"") => key,
+            Some(key) if key.starts_with("log_level") && !cfg!(feature = "log") => line,
+            Some(key) if key.contains(" = ") || key.starts_with('[') => key,
             Some(_) | None => line,
         })
         .flat_map(|line| [line, "\n"])
@@ -58,6 +60,11 @@ fn what_the_example_comments_out_is_right_too() {
         config.external.private_key,
         Some("/etc/push/external.key".into())
     );
+    let [realm] = &config.realm[..] else {
+        panic!("{:?}", config.realm);
+    };
+    assert_eq!(realm.name.as_str(), "meters");
+    assert!(config.gtpu.ipv4().is_some() && config.gtpu.ipv6().is_some());
 }
 
 #[test]
@@ -106,6 +113,26 @@ fn a_refusal_names_the_line_or_the_key_and_what_to_write() {
             "unknown field `allow_generik`",
         ),
         (
+            "[data_plane]\nidle_after = \"10ms\"",
+            "",
+            "data_plane.idle_after: `10ms` is neither from 1s to 365d nor `0s` for never",
+        ),
+        (
+            "[data_plane]\nlog_level = \"loud\"",
+            "",
+            "line 2: `loud` is not a level; write `error`, `warn`, `info`, `debug` or `trace`",
+        ),
+        (
+            "[gtpu]\nlocal = [\"10.0.0.1\", \"10.0.0.2\"]",
+            "",
+            "gtpu.local: has 2 IPv4 addresses; there can be one per IP version",
+        ),
+        (
+            "[gtpu]\nlocal = [\"::\"]",
+            "",
+            "gtpu.local: :: stands for any address; write a single one of this machine",
+        ),
+        (
             "state_dir = \"state\"",
             "",
             "state_dir: `state` is not an absolute path",
@@ -138,7 +165,7 @@ fn a_refusal_names_the_line_or_the_key_and_what_to_write() {
         (
             "",
             "[\"198.51.100.1\"]->[\"198.51.100.1\", \"198.51.100.2\"]",
-            "has 2 IPv4 addresses; a NIC takes triggers on one per IP version",
+            "nic.eth1.trigger_addresses: has 2 IPv4 addresses; there can be one per IP version",
         ),
         (
             "",
@@ -242,4 +269,100 @@ fn a_file_that_is_not_there_is_named() {
         error,
         "can't read the configuration /nonexistent/push.toml: No such file or directory (os error 2)"
     );
+}
+
+const REALM: &str = r#"
+[[realm]]
+name = "meters"
+interface = "eth2.100"
+next_hop = ["10.0.0.254"]
+listen = ["10.0.0.1:5683"]
+"#;
+
+#[test]
+fn two_realms_may_listen_on_one_address_by_two_interfaces() {
+    let other = REALM.replace("meters", "cars").replace(".100", ".200");
+    let config = load(&format!("{SHORT}{REALM}{other}")).unwrap();
+    assert_eq!(config.realm[0].listen, config.realm[1].listen);
+}
+
+#[test]
+fn a_realm_that_makes_no_sense_is_refused() {
+    let long = "x".repeat(33);
+    let many = (0..256).map(|n| {
+        REALM
+            .replace("meters", &format!("m{n}"))
+            .replace(".100", &format!(".{n}"))
+    });
+    let cases = [
+        (
+            REALM.replace("meters", "two words"),
+            "line 12: realm name must be 1 to 32 of the characters A-Z a-z 0-9 . _ -",
+        ),
+        (REALM.replace("meters", &long), "realm name must be 1 to 32"),
+        (
+            REALM.replace("eth2.100", "a name too long for a NIC"),
+            "realm.meters.interface: `a name too long for a NIC` can't be the name of a NIC",
+        ),
+        (
+            REALM.replace("10.0.0.254", "0.0.0.0"),
+            "realm.meters.next_hop: 0.0.0.0 stands for any address; write a single one of a router",
+        ),
+        (
+            REALM.replace("[\"10.0.0.254\"]", "[\"fe80::1\", \"fe80::2\"]"),
+            "realm.meters.next_hop: has 2 IPv6 addresses; there can be one per IP version",
+        ),
+        (
+            REALM.replace("\"10.0.0.1:5683\"", ""),
+            "realm.meters.listen: is empty",
+        ),
+        (
+            REALM.replace(
+                "[\"10.0.0.1:5683\"]",
+                "[\"10.0.0.1:5683\", \"10.0.0.1:5683\"]",
+            ),
+            "realm.meters.listen: 10.0.0.1:5683 is there twice; write it once",
+        ),
+        (
+            REALM.replace("10.0.0.1:5683", "10.64.0.1:5683"),
+            "realm.meters.listen: 10.64.0.1:5683 is in internal.listen, too; give one of them another address or port",
+        ),
+        (
+            REALM.replace("10.0.0.1:5683", "198.51.100.1:5050"),
+            "nic.eth1.trigger_addresses: 198.51.100.1 with triggers.port is in realm.meters.listen, too",
+        ),
+        (
+            format!("{REALM}{REALM}"),
+            "realm.meters: is there twice; give each realm a name of its own",
+        ),
+        (
+            format!("{REALM}{}", REALM.replace("meters", "cars")),
+            "realm.cars.listen: realm meters listens on 10.0.0.1:5683 of eth2.100, too",
+        ),
+        (
+            many.collect(),
+            "realm: there are 256 sections; 255 is the most",
+        ),
+    ];
+    for (realms, expected) in cases {
+        let error = load(&format!("{SHORT}{realms}")).unwrap_err();
+        assert!(
+            error.contains(expected) && error.matches(": ").count() < 4,
+            "{error}\n  should say, and only once: {expected}"
+        );
+    }
+}
+
+#[test]
+fn a_level_is_only_for_a_program_that_logs() {
+    let loaded = load(&format!("[data_plane]\nlog_level = \"debug\"\n{SHORT}"));
+    if cfg!(feature = "log") {
+        assert_eq!(
+            loaded.unwrap().data_plane.log_level,
+            Some(tracing::Level::DEBUG)
+        );
+    } else {
+        let error = loaded.unwrap_err();
+        assert!(error.contains("built without the feature `log`"), "{error}");
+    }
 }

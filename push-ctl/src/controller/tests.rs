@@ -1,13 +1,14 @@
 use super::*;
 use crate::app_key::AppKey;
-use crate::dataplane::{NicCounters, SessionCounters};
-use crate::sessions::records::{Path, RegistrationId};
+use crate::dataplane::{NicCounters, Policy, Rate, SessionCounters, SessionImage, Tunnel};
+use crate::sessions::records::{AppName, Path, RealmName, RegistrationId};
 use crate::sessions::{Image, Limits, SessionRequest};
 use push_common::token::Token;
 use push_common::verdict::Verdict;
 use std::collections::BTreeMap;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::Notify;
 
 pub(crate) const LIMITS: Limits = Limits {
     slots: 100,
@@ -17,12 +18,20 @@ pub(crate) const LIMITS: Limits = Limits {
 
 /// Memory that a test keeps when the controller is gone, as the kernel and a disk do.
 #[derive(Clone, Default)]
-pub(crate) struct World(Arc<Mutex<State>>);
+pub(crate) struct World {
+    state: Arc<Mutex<State>>,
+    /// Tells of news of the kernel.
+    news: Arc<Notify>,
+}
 
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) kernel: BTreeMap<SessionId, SessionImage>,
+    pub(crate) policies: BTreeMap<u16, Policy>,
     pub(crate) refuses: bool,
+    pub(crate) refuses_policies: bool,
+    /// How many news of the kernel were taken up.
+    pub(crate) changes: usize,
     pub(crate) image: Image,
     pub(crate) commits: usize,
     pub(crate) disk_full: bool,
@@ -30,12 +39,18 @@ pub(crate) struct State {
 
 impl World {
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.state.lock().unwrap()
     }
 
+    /// With the realm `meters`, where devices register at the same address as elsewhere.
     pub(crate) fn start(&self) -> (Controller, Ended) {
+        let places = Places::new(&[DEVICE.gateway]).and_realm(&realm("cars"), &[]);
+        self.start_with(places.and_realm(&realm("meters"), &[DEVICE.gateway]))
+    }
+
+    pub(crate) fn start_with(&self, places: Places) -> (Controller, Ended) {
         let sessions = Sessions::restore(LIMITS, self.load().unwrap()).unwrap();
-        start(sessions, self.clone(), self.clone()).unwrap()
+        start(sessions, self.clone(), self.clone(), places).unwrap()
     }
 }
 
@@ -72,9 +87,29 @@ impl Store for World {
 }
 
 impl Kernel for World {
+    fn set_policy(&mut self, slot: u16, policy: &Policy) -> anyhow::Result<()> {
+        let mut state = self.state();
+        anyhow::ensure!(!state.refuses_policies, "told to refuse policies");
+        state.policies.insert(slot, policy.clone());
+        Ok(())
+    }
+
+    fn remove_policy(&mut self, slot: u16) {
+        let mut state = self.state();
+        let in_use = state.kernel.values().find(|image| image.policy == slot);
+        assert!(in_use.is_none(), "policy {slot} is in use: {in_use:?}");
+        state.policies.remove(&slot);
+    }
+
     fn install(&mut self, image: &SessionImage) -> anyhow::Result<()> {
         let mut state = self.state();
         anyhow::ensure!(!state.refuses, "told to refuse");
+        assert!(
+            state.policies.contains_key(&image.policy),
+            "no policy {} for {}",
+            image.policy,
+            image.id
+        );
         state.kernel.insert(image.id, image.clone());
         Ok(())
     }
@@ -82,6 +117,8 @@ impl Kernel for World {
     fn remove(&mut self, id: SessionId) {
         self.state().kernel.remove(&id);
     }
+
+    fn settled(&mut self) {}
 
     fn installed(&self) -> Vec<SessionId> {
         self.state().kernel.keys().copied().collect()
@@ -93,8 +130,26 @@ impl Kernel for World {
             packets: 3,
             bytes: 300,
             last_delivered_ago: ago,
+            refused: 4,
+            acknowledged: 2,
+            round_trip: Some(Duration::from_micros(1500)),
         };
         self.state().kernel.contains_key(&id).then_some(counters)
+    }
+
+    fn next_hop_state(&self, id: SessionId) -> Option<&'static str> {
+        self.state().kernel.contains_key(&id).then_some("no_route")
+    }
+
+    fn events_lost(&self) -> u64 {
+        7
+    }
+
+    fn changed(&mut self) -> ChangedFuture<'_> {
+        Box::pin(async {
+            self.news.notified().await;
+            self.state().changes += 1;
+        })
     }
 
     fn verdicts(&self) -> anyhow::Result<Vec<NicCounters>> {
@@ -106,6 +161,7 @@ impl Kernel for World {
         Ok(vec![NicCounters {
             name: "eth1".to_owned(),
             by_verdict: by_verdict.collect(),
+            round_trips: std::array::from_fn(|class| u64::from(class == 10) * 2),
         }])
     }
 
@@ -128,12 +184,17 @@ impl Kernel for World {
 }
 
 const DEVICE: Path = Path {
+    realm: None,
     device: std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)),
     gateway: std::net::SocketAddr::V4(std::net::SocketAddrV4::new(
         std::net::Ipv4Addr::new(10, 0, 0, 1),
         5683,
     )),
 };
+
+fn realm(name: &str) -> RealmName {
+    name.parse().unwrap()
+}
 
 pub(crate) fn app_key() -> AppKey {
     AppKey::from_bytes([7; 32])
@@ -145,14 +206,20 @@ pub(crate) fn token(n: u8) -> Token {
 
 /// Registers, asks for a session for `mail`, and validates it.
 pub(crate) async fn authorised(controller: &Controller, n: u8) -> SessionId {
+    authorised_at(controller, n, DEVICE).await
+}
+
+async fn authorised_at(controller: &Controller, n: u8, path: Path) -> SessionId {
+    let from = path.clone();
     let registration = controller.apply(move |sessions, now| {
-        let _known = sessions.add_app(now, "mail".parse().unwrap(), app_key().hash());
+        let name = "mail".parse().unwrap();
+        let _known = sessions.add_app(now, name, app_key().hash(), Policy::default());
         let endpoint = format!("device {n}").parse().unwrap();
         sessions
             .register(
                 now,
                 endpoint,
-                DEVICE,
+                path,
                 None,
                 RegistrationId::from_u64(n.into()),
             )
@@ -167,14 +234,7 @@ pub(crate) async fn authorised(controller: &Controller, n: u8) -> SessionId {
         };
         let generation = NonZeroU32::new(9).unwrap();
         sessions
-            .request_session(
-                now,
-                registration.id,
-                DEVICE.device,
-                request,
-                &token(n),
-                generation,
-            )
+            .request_session(now, registration.id, &from, request, &token(n), generation)
             .unwrap()
             .id
     });
@@ -184,6 +244,18 @@ pub(crate) async fn authorised(controller: &Controller, n: u8) -> SessionId {
     });
     validated.await.unwrap().unwrap();
     session
+}
+
+/// Waits for what happens without anybody asking.
+async fn until(condition: impl Fn() -> bool) {
+    let came = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), came)
+        .await
+        .expect("it comes true");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -264,13 +336,7 @@ async fn a_registration_expires_by_itself() {
         .await
         .unwrap()
         .unwrap();
-    tokio::time::timeout(Duration::from_secs(20), async {
-        while world.state().kernel.contains_key(&session) {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("nobody asked, and yet it is gone");
+    until(|| !world.state().kernel.contains_key(&session)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -324,19 +390,13 @@ async fn what_the_data_plane_refuses_is_tried_again_and_warned_of() {
     let session = authorised(&controller, 1).await;
     let warnings = controller.observe(|view| view.warnings).await.unwrap();
     assert!(
-        warnings
-            .iter()
-            .any(|warning| warning.starts_with("1 authorised session")),
+        warnings.iter().any(|warning| warning.starts_with(&format!(
+            "1 authorised session is not in the data plane; of {session}: told to refuse."
+        ))),
         "{warnings:?}"
     );
     world.state().refuses = false;
-    tokio::time::timeout(Duration::from_secs(20), async {
-        while !world.state().kernel.contains_key(&session) {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("it is tried again");
+    until(|| world.state().kernel.contains_key(&session)).await;
     assert_eq!(
         controller.observe(|view| view.warnings).await.unwrap(),
         ["forwarding is off"]
@@ -362,4 +422,155 @@ async fn nothing_is_acknowledged_that_is_not_durable() {
         "the data plane is left as it is"
     );
     assert!(matches!(controller.observe(|_| ()).await, Err(Stopped)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn news_of_the_kernel_are_taken_up_while_nobody_asks() {
+    let world = World::default();
+    let (_controller, _ended) = world.start();
+    for n in 1..=3 {
+        world.news.notify_one();
+        until(|| world.state().changes == n).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_is_there_before_its_sessions_and_gone_after_them() {
+    let world = World::default();
+    let (controller, ended) = world.start();
+    let session = authorised(&controller, 1).await;
+    let mail: AppName = "mail".parse().unwrap();
+    let limited = Policy {
+        rate: Some(Rate {
+            interval: Duration::from_millis(100),
+            burst: 3,
+        }),
+        ..Policy::default()
+    };
+    assert_eq!(world.state().policies[&1], Policy::default());
+    let (name, policy) = (mail.clone(), limited.clone());
+    controller
+        .apply(move |sessions, _| sessions.set_policy(&name, policy))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(world.state().policies[&1], limited);
+
+    // A data plane that lost its maps gets everything again.
+    drop(controller);
+    ended.await.unwrap().unwrap();
+    world.state().kernel.clear();
+    world.state().policies.clear();
+    let (controller, _ended) = world.start();
+    assert_eq!(world.state().policies[&1], limited);
+    assert_eq!(world.state().kernel[&session].policy, 1);
+
+    // In one step one application goes, and another one gets its slot.
+    controller
+        .apply(move |sessions, now| {
+            sessions.remove_app(now, &mail).unwrap();
+            let name = "chat".parse().unwrap();
+            sessions.add_app(now, name, app_key().hash(), Policy::default())
+        })
+        .await
+        .unwrap()
+        .unwrap();
+    let state = world.state();
+    assert_eq!(state.policies, BTreeMap::from([(1, Policy::default())]));
+    assert!(state.kernel.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_session_goes_by_a_policy_that_the_data_plane_refused() {
+    let world = World::default();
+    let (controller, _ended) = world.start();
+    world.state().refuses_policies = true;
+    let session = authorised(&controller, 1).await;
+    assert!(world.state().kernel.is_empty());
+    let warnings = controller.observe(|view| view.warnings).await.unwrap();
+    let why = "the policy of application mail is not in the data plane: told to refuse policies";
+    assert_eq!(
+        warnings[1..],
+        [
+            format!("{why}. It is tried again."),
+            format!(
+                "1 authorised session is not in the data plane; of {session}: {why}. The log has them all."
+            ),
+        ]
+    );
+    world.state().refuses_policies = false;
+    until(|| world.state().kernel.contains_key(&session)).await;
+    let warnings = controller.observe(|view| view.warnings).await.unwrap();
+    assert_eq!(warnings, ["forwarding is off"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn realms_and_tunnels_are_told_to_the_data_plane() {
+    let world = World::default();
+    let (controller, _ended) = world.start();
+    let outside = authorised(&controller, 1).await;
+    let inside = Path {
+        realm: Some(realm("meters")),
+        ..DEVICE
+    };
+    let inside = authorised_at(&controller, 2, inside).await;
+    let tunnel = Tunnel {
+        peer: "10.70.0.2".parse().unwrap(),
+        teid: 4711,
+    };
+    controller
+        .apply(move |sessions, _| sessions.set_tunnel(inside, Some(tunnel)))
+        .await
+        .unwrap()
+        .unwrap();
+    let state = world.state();
+    let [outside, inside] = [outside, inside].map(|id| &state.kernel[&id]);
+    assert_eq!((outside.realm, outside.tunnel), (None, None));
+    assert_eq!((inside.realm, inside.tunnel), (Some(1), Some(tunnel)));
+    assert_eq!(outside.device, inside.device);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_configuration_no_longer_has_is_not_delivered_for() {
+    let world = World::default();
+    let (controller, ended) = world.start();
+    let outside = authorised(&controller, 1).await;
+    let meters = Path {
+        realm: Some(realm("meters")),
+        ..DEVICE
+    };
+    let inside = authorised_at(&controller, 2, meters).await;
+    drop(controller);
+    ended.await.unwrap().unwrap();
+    let elsewhere = "10.0.0.9:5683".parse().unwrap();
+    let cases = [
+        (
+            Places::new(&[DEVICE.gateway]),
+            vec![outside],
+            "registered in the realm meters, which is no longer in the configuration",
+        ),
+        (
+            Places::new(&[DEVICE.gateway]).and_realm(&realm("meters"), &[elsewhere]),
+            vec![outside],
+            "registered at 10.0.0.1:5683, which is no longer in realm.meters.listen",
+        ),
+        (
+            Places::new(&[elsewhere]).and_realm(&realm("meters"), &[DEVICE.gateway]),
+            vec![inside],
+            "registered at 10.0.0.1:5683, which is no longer in internal.listen",
+        ),
+    ];
+    for (places, delivered, why) in cases {
+        // Before, all were; a restart takes those away that have lost their place.
+        let (controller, ended) = world.start();
+        assert_eq!(world.installed(), [outside, inside]);
+        drop(controller);
+        ended.await.unwrap().unwrap();
+        let (controller, ended) = world.start_with(places);
+        assert_eq!(world.installed(), delivered);
+        let warnings = controller.observe(|view| view.warnings).await.unwrap();
+        assert!(warnings[1].contains(why), "{warnings:?}");
+        drop(controller);
+        ended.await.unwrap().unwrap();
+    }
 }

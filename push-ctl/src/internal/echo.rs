@@ -2,8 +2,9 @@
 //!
 //! The tag is a MAC over the address and the minute, so that nothing has to be remembered of who
 //! was challenged. It stands for the address alone, not for the port, as some clients use another
-//! port for each request.
+//! port for each request. The same address in another realm is another one.
 
+use crate::sessions::records::RealmName;
 use siphasher::sip::SipHasher24;
 use std::hash::Hasher;
 use std::net::IpAddr;
@@ -27,22 +28,37 @@ impl Echo {
         Self { key }
     }
 
-    /// What a device at this address has to send back. `uptime` is the time since some fixed moment.
-    pub(super) fn challenge(&self, device: IpAddr, uptime: Duration) -> [u8; TAG_LEN] {
-        self.tag(device, epoch(uptime))
+    /// What a device at this address of this realm has to send back. `uptime` is the time since some
+    /// fixed moment.
+    pub(super) fn challenge(
+        &self,
+        realm: Option<&RealmName>,
+        device: IpAddr,
+        uptime: Duration,
+    ) -> [u8; TAG_LEN] {
+        self.tag(realm, device, epoch(uptime))
     }
 
-    /// Whether `tag` shows that its sender receives at this address.
-    pub(super) fn proves(&self, tag: &[u8], device: IpAddr, uptime: Duration) -> bool {
+    /// Whether `tag` shows that its sender receives at this address of this realm.
+    pub(super) fn proves(
+        &self,
+        tag: &[u8],
+        realm: Option<&RealmName>,
+        device: IpAddr,
+        uptime: Duration,
+    ) -> bool {
         let epoch = epoch(uptime);
         [Some(epoch), epoch.checked_sub(1)]
             .into_iter()
             .flatten()
-            .any(|epoch| self.tag(device, epoch).ct_eq(tag).into())
+            .any(|epoch| self.tag(realm, device, epoch).ct_eq(tag).into())
     }
 
-    fn tag(&self, device: IpAddr, epoch: u64) -> [u8; TAG_LEN] {
+    fn tag(&self, realm: Option<&RealmName>, device: IpAddr, epoch: u64) -> [u8; TAG_LEN] {
         let mut mac = SipHasher24::new_with_key(&self.key);
+        // No name is empty, and none has the byte that ends it.
+        mac.write(realm.map_or("", RealmName::as_str).as_bytes());
+        mac.write(&[0]);
         match device {
             IpAddr::V4(v4) => mac.write(&v4.octets()),
             IpAddr::V6(v6) => mac.write(&v6.octets()),
@@ -66,14 +82,29 @@ mod tests {
         let (here, there): (IpAddr, IpAddr) =
             ("10.0.0.2".parse().unwrap(), "10.0.0.3".parse().unwrap());
         let at = Duration::from_secs;
-        let tag = echo.challenge(here, at(90));
-        assert!(echo.proves(&tag, here, at(90)));
-        assert!(echo.proves(&tag, here, at(179)));
-        assert!(!echo.proves(&tag, here, at(180)));
-        assert!(!echo.proves(&tag, here, at(59)));
-        assert!(!echo.proves(&tag, there, at(90)));
-        assert!(!echo.proves(&tag[..7], here, at(90)));
-        assert!(!echo.proves(&[], here, at(0)));
-        assert!(!Echo::new([2; 16]).proves(&tag, here, at(90)));
+        let tag = echo.challenge(None, here, at(90));
+        assert!(echo.proves(&tag, None, here, at(90)));
+        assert!(echo.proves(&tag, None, here, at(179)));
+        assert!(!echo.proves(&tag, None, here, at(180)));
+        assert!(!echo.proves(&tag, None, here, at(59)));
+        assert!(!echo.proves(&tag, None, there, at(90)));
+        assert!(!echo.proves(&tag[..7], None, here, at(90)));
+        assert!(!echo.proves(&[], None, here, at(0)));
+        assert!(!Echo::new([2; 16]).proves(&tag, None, here, at(90)));
+    }
+
+    #[test]
+    fn a_tag_proves_an_address_of_one_realm() {
+        let echo = Echo::new([1; 16]);
+        let device: IpAddr = "10.0.0.2".parse().unwrap();
+        let realms = [None, Some("meters"), Some("meter"), Some("cars")]
+            .map(|name| name.map(|name| name.parse::<RealmName>().unwrap()));
+        for here in &realms {
+            let tag = echo.challenge(here.as_ref(), device, Duration::ZERO);
+            for there in &realms {
+                let proves = echo.proves(&tag, there.as_ref(), device, Duration::ZERO);
+                assert_eq!(proves, here == there, "{here:?} {there:?}");
+            }
+        }
     }
 }

@@ -30,7 +30,7 @@ pub(super) enum Seen {
     Answered(Vec<u8>),
 }
 
-/// What is known of the requests on one socket.
+/// What is known of the requests on one socket, and so of one realm.
 pub(super) struct Exchanges {
     under_way: HashSet<Exchange>,
     answered: LruCache<Exchange, (Instant, Vec<u8>)>,

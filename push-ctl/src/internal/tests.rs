@@ -13,27 +13,43 @@ struct Device {
 struct Gateway {
     world: World,
     controller: Controller,
-    address: SocketAddr,
+    /// Of no realm, of `meters`, and of `cars`.
+    addresses: Vec<SocketAddr>,
 }
 
 async fn gateway() -> Gateway {
     let world = World::default();
     let (controller, _ended) = world.start();
-    let sockets = crate::listen::udp("internal.listen", &["127.0.0.1:0".parse().unwrap()]).unwrap();
-    let address = sockets[0].local_addr().unwrap();
-    tokio::spawn(serve(sockets, controller.clone(), false));
+    let realms = [None, Some("meters"), Some("cars")];
+    let listeners: Vec<_> = realms
+        .into_iter()
+        .map(|realm| {
+            let any = ["127.0.0.1:0".parse().unwrap()];
+            let mut sockets = crate::listen::udp("internal.listen", &any).unwrap();
+            Listener {
+                realm: realm.map(|name| name.parse().unwrap()),
+                socket: sockets.remove(0),
+            }
+        })
+        .collect();
+    let addresses = listeners
+        .iter()
+        .map(|listener| listener.socket.local_addr().unwrap())
+        .collect();
+    tokio::spawn(serve(listeners, controller.clone(), false));
     let app = controller.apply(|sessions, now| {
         sessions.add_app(
             now,
             "mail".parse().unwrap(),
             crate::controller::tests::app_key().hash(),
+            crate::dataplane::Policy::default(),
         )
     });
     app.await.unwrap().unwrap();
     Gateway {
         world,
         controller,
-        address,
+        addresses,
     }
 }
 
@@ -43,7 +59,7 @@ impl Gateway {
         let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, host], 0)))
             .await
             .unwrap();
-        socket.connect(self.address).await.unwrap();
+        socket.connect(self.addresses[0]).await.unwrap();
         Device {
             socket,
             next_message_id: 1,
@@ -129,7 +145,10 @@ async fn a_device_s_whole_life() {
         (code.as_str(), value(&text, "lifetime_s").as_str()),
         ("2.01", "600")
     );
-    assert_eq!(value(&text, "trigger_source"), gateway.address.to_string());
+    assert_eq!(
+        value(&text, "trigger_source"),
+        gateway.addresses[0].to_string()
+    );
     assert_eq!(value(&text, "max_trigger_bytes"), "1240");
     let id = value(&text, "id");
 
@@ -259,7 +278,7 @@ async fn the_answers_are_cbor_unless_asked_otherwise() {
     assert_eq!((cbor.u8().unwrap(), cbor.u64().unwrap()), (2, 3600));
     assert_eq!(
         (cbor.u8().unwrap(), cbor.str().unwrap().to_owned()),
-        (3, gateway.address.to_string())
+        (3, gateway.addresses[0].to_string())
     );
     assert_eq!((cbor.u8().unwrap(), cbor.u64().unwrap()), (4, 1240));
     let location: Vec<_> = answer
@@ -296,4 +315,64 @@ async fn pings_and_nonsense_are_reset_and_discovery_works() {
         .unwrap();
     let answer = device.exchange_bytes(&[0x40, 0, 0x56, 0x78]).await;
     assert_eq!(answer.header.message_id, 0x5678);
+}
+
+/// One address and port that is a device of each realm in turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_address_in_two_realms_is_two_devices() {
+    let gateway = gateway().await;
+    let mut device = gateway.device(2).await;
+    let post = RequestType::Post;
+    let mut registrations = Vec::new();
+    for (n, &address) in gateway.addresses.iter().enumerate() {
+        device.socket.connect(address).await.unwrap();
+        // The same message ids everywhere: what is remembered of one realm answers for no other.
+        device.next_message_id = 1;
+        let (code, text) = device.prove(post, &format!("rd?ep=phone-{n}")).await;
+        assert_eq!(code, "2.01", "{text}");
+        assert_eq!(value(&text, "trigger_source"), address.to_string());
+        registrations.push(value(&text, "id"));
+    }
+    let terminals = gateway.controller.observe(|view| {
+        let mut paths: Vec<_> = view
+            .sessions
+            .terminals()
+            .map(|terminal| {
+                let realm = terminal.path.realm.as_ref().map(ToString::to_string);
+                (terminal.endpoint.to_string(), realm, terminal.path.device)
+            })
+            .collect();
+        paths.sort();
+        paths
+    });
+    let expected = [None, Some("meters"), Some("cars")];
+    let expected = expected.into_iter().enumerate().map(|(n, realm)| {
+        let device = [127, 0, 0, 2].into();
+        (format!("phone-{n}"), realm.map(str::to_owned), device)
+    });
+    assert_eq!(terminals.await.unwrap(), expected.collect::<Vec<_>>());
+
+    // Here it is in `cars`, and asks for what it has in `meters`.
+    let of_meters = &registrations[1];
+    let asked = format!("rd/{of_meters}/s?app=mail&inst=a&port=7000");
+    let (code, text) = device.ask(post, &asked).await;
+    assert_eq!(
+        (code.as_str(), text.as_str()),
+        ("4.03", "registered from another address; refresh first")
+    );
+    let (code, _) = device.prove(post, "rd?ep=phone-1").await;
+    assert_eq!(code, "4.03");
+    // A proof of the one address is none of the other.
+    let (code, _) = device.ask(post, "rd?ep=other").await;
+    assert_eq!(code, "4.01");
+    device.socket.connect(gateway.addresses[1]).await.unwrap();
+    let (code, _) = device.ask(post, "rd?ep=other").await;
+    assert_eq!(code, "4.01");
+    // But who proves to be there moves there.
+    device.socket.connect(gateway.addresses[2]).await.unwrap();
+    device.echo = None;
+    let (code, _) = device.prove(post, &format!("rd/{of_meters}")).await;
+    assert_eq!(code, "2.04");
+    let (code, _) = device.ask(post, &asked).await;
+    assert_eq!(code, "2.01");
 }

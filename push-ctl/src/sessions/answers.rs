@@ -1,6 +1,7 @@
 //! What is asked for, and the answers: what was granted, and why not.
 
 use super::records::{AppName, EndCause, InstanceName, Left, RegistrationId};
+use push_common::maps::{MAX_POLICIES, MAX_SOURCE_PREFIXES};
 use push_common::wire::SessionId;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -64,6 +65,14 @@ pub enum OperatorRefusal {
     /// No application has this name.
     #[error("no application has this name")]
     UnknownApp,
+    /// As many applications are known as the data plane has policies for.
+    #[error("there are {} applications, the most there can be; remove one first", MAX_POLICIES - 1)]
+    AppsFull,
+    /// As many prefixes are permitted, over all applications, as the data plane has room for.
+    #[error(
+        "all applications together may have {MAX_SOURCE_PREFIXES} source prefixes; permit fewer"
+    )]
+    PrefixesFull,
     /// No session has this identifier.
     #[error("no session has this identifier")]
     UnknownSession,

@@ -6,18 +6,34 @@ use super::records::{
 use super::{Counts, Sessions, remaining};
 use push_common::wire::SessionId;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
+/// A session that the data plane is to deliver for, and what belongs to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Authorised<'a> {
+    /// The session.
+    pub session: &'a Session,
+    /// Its token.
+    pub token: &'a IssuedToken,
+    /// Its terminal.
+    pub terminal: &'a Terminal,
+    /// Its application.
+    pub app: &'a App,
+}
+
 impl Sessions {
-    /// The token, and the terminal, of a session that the data plane is to deliver for; `None` if it
-    /// is not to.
+    /// A session that the data plane is to deliver for, and what belongs to it; `None` if it is not to.
     #[must_use]
-    pub fn authorised(&self, id: SessionId) -> Option<(&Session, &IssuedToken, &Terminal)> {
+    pub fn authorised(&self, id: SessionId) -> Option<Authorised<'_>> {
         let session = self.slots.get(id)?;
         match &session.state {
-            SessionState::Authorised(issued) => {
-                Some((session, issued, self.terminal(session.terminal)?))
-            }
+            SessionState::Authorised(token) => Some(Authorised {
+                session,
+                token,
+                terminal: self.terminal(session.terminal)?,
+                app: self.app(&session.app)?,
+            }),
             SessionState::Requested(_) | SessionState::Ended { .. } => None,
         }
     }
@@ -62,6 +78,19 @@ impl Sessions {
     #[must_use]
     pub fn app(&self, name: &AppName) -> Option<&App> {
         self.apps.get(name).map(|entry| &entry.record)
+    }
+
+    /// The application of this name, and how many of its sessions aren't over.
+    #[must_use]
+    pub fn app_with_sessions(&self, name: &AppName) -> Option<(&App, usize)> {
+        let entry = self.apps.get(name)?;
+        Some((&entry.record, entry.sessions.len()))
+    }
+
+    /// The application whose policy is in this slot of the data plane.
+    #[must_use]
+    pub fn app_of_policy_slot(&self, slot: NonZeroU16) -> Option<&App> {
+        self.app(self.policies.get(&slot)?)
     }
 
     /// All applications by name, each with how many of its sessions aren't over.

@@ -1,6 +1,7 @@
 //! What is remembered of terminals, their sessions and applications: plain data, as the store keeps it.
 
 use crate::app_key::AppKeyHash;
+use crate::dataplane::{Policy, Tunnel};
 use push_common::tag::TagKey;
 use push_common::token::{Token, TokenHash};
 use push_common::wire::SessionId;
@@ -84,12 +85,9 @@ impl FromStr for RegistrationId {
     type Err = ParseRegistrationIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.len() != 16 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(ParseRegistrationIdError);
-        }
-        u64::from_str_radix(text, 16)
-            .map(Self)
-            .map_err(|_| ParseRegistrationIdError)
+        // The digits are those of a session identifier; what they stand for isn't looked at.
+        let digits: SessionId = text.parse().map_err(|_| ParseRegistrationIdError)?;
+        Ok(Self(digits.to_u64()))
     }
 }
 
@@ -139,19 +137,34 @@ names! {
     /// What a device calls itself; the `ep` of RFC 9176.
     EndpointName: "endpoint name", 63, "1 to 63 bytes without control characters", |c| !c.is_control();
     /// What the operator calls an application.
-    AppName: "application name", 64, "1 to 64 of the characters A-Z a-z 0-9 . _ -",
-        |c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    AppName: "application name", 64, "1 to 64 of the characters A-Z a-z 0-9 . _ -", is_plain;
+    /// What the operator calls a realm.
+    RealmName: "realm name", 32, "1 to 32 of the characters A-Z a-z 0-9 . _ -", is_plain;
     /// Tells the instances of one application on one device apart.
     InstanceName: "instance name", 64, "1 to 64 bytes without control characters", |c| !c.is_control();
 }
 
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
 /// How a device is reached: its own address, and the internal address of the gateway that it talks to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path {
+    /// The realm that both addresses are of; none if the kernel's main routes lead to the device.
+    pub realm: Option<RealmName>,
     /// Address of the device.
     pub device: IpAddr,
     /// Address and port of the gateway; triggers reach the device from there.
     pub gateway: SocketAddr,
+}
+
+impl Path {
+    /// Whether both are from the same device address: in different realms, equal addresses aren't the same.
+    #[must_use]
+    pub fn is_from_same_address(&self, other: &Self) -> bool {
+        self.device == other.device && self.realm == other.realm
+    }
 }
 
 /// A device that has registered.
@@ -208,6 +221,8 @@ pub struct Session {
     pub instance: InstanceName,
     /// UDP port on which the instance receives triggers.
     pub port: NonZeroU16,
+    /// The tunnel by which the device is reached, if the operator has said so.
+    pub tunnel: Option<Tunnel>,
     /// How far it has come.
     pub state: SessionState,
 }
@@ -301,4 +316,8 @@ pub struct App {
     pub key_hash: AppKeyHash,
     /// When it was added.
     pub created: UnixTime,
+    /// Where the data plane has its policy: below [`push_common::maps::MAX_POLICIES`], and its own while it exists.
+    pub policy_slot: NonZeroU16,
+    /// What it may do.
+    pub policy: Policy,
 }

@@ -42,6 +42,7 @@ impl Sessions {
             terminals: HashMap::new(),
             endpoints: HashMap::new(),
             apps: BTreeMap::new(),
+            policies: BTreeMap::new(),
             app_keys: HashMap::new(),
             slots,
             deadlines: BTreeSet::new(),
@@ -52,6 +53,15 @@ impl Sessions {
             },
         };
         for record in image.apps {
+            if let Some(other) = sessions
+                .policies
+                .insert(record.policy_slot, record.name.clone())
+            {
+                return Err(contradiction(format!(
+                    "applications {other} and {} have the same policy slot",
+                    record.name
+                )));
+            }
             sessions
                 .app_keys
                 .insert(record.key_hash, record.name.clone());

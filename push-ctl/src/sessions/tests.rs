@@ -1,7 +1,9 @@
+mod operator;
 mod random_steps;
 
 use super::*;
 use crate::app_key::AppKey;
+use crate::dataplane::Policy;
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 
@@ -17,8 +19,17 @@ fn at(seconds: u64) -> UnixTime {
 
 fn from(host: u8) -> Path {
     Path {
+        realm: None,
         device: Ipv4Addr::new(10, 0, 0, host).into(),
         gateway: "10.0.0.1:5683".parse().unwrap(),
+    }
+}
+
+/// The same in a realm.
+fn from_realm(realm: &str, host: u8) -> Path {
+    Path {
+        realm: Some(realm.parse().unwrap()),
+        ..from(host)
     }
 }
 
@@ -54,7 +65,12 @@ fn empty() -> Sessions {
 fn one_terminal() -> Sessions {
     let mut sessions = empty();
     sessions
-        .add_app(at(0), "mail".parse().unwrap(), app_key(1))
+        .add_app(
+            at(0),
+            "mail".parse().unwrap(),
+            app_key(1),
+            Policy::default(),
+        )
         .unwrap();
     sessions
         .register(at(0), "phone".parse().unwrap(), from(2), None, id(1))
@@ -67,7 +83,7 @@ fn one_session() -> (Sessions, SessionId) {
     let grant = sessions.request_session(
         at(0),
         id(1),
-        from(2).device,
+        &from(2),
         request("mail", "a"),
         &token(1),
         generation(7),
@@ -115,7 +131,12 @@ fn a_session_is_delivered_for_only_once_it_is_validated() {
 fn another_application_does_not_learn_that_a_session_exists() {
     let (mut sessions, session) = one_session();
     sessions
-        .add_app(at(0), "chat".parse().unwrap(), app_key(2))
+        .add_app(
+            at(0),
+            "chat".parse().unwrap(),
+            app_key(2),
+            Policy::default(),
+        )
         .unwrap();
     let answer = sessions.validate(at(1), &app_key(2), session, &token(1).hash());
     assert_eq!(answer, Err(ValidationRefusal::UnknownSession));
@@ -126,13 +147,13 @@ fn another_application_does_not_learn_that_a_session_exists() {
 #[test]
 fn the_second_operative_state_gets_no_session() {
     let mut sessions = one_terminal();
-    sessions.deregister(at(1), id(1), from(2).device).unwrap();
+    sessions.deregister(at(1), id(1), &from(2)).unwrap();
     let mut ask = |terminal, now| {
         sessions
             .request_session(
                 now,
                 terminal,
-                from(2).device,
+                &from(2),
                 request("mail", "a"),
                 &token(1),
                 generation(7),
@@ -152,7 +173,7 @@ fn an_expired_registration_is_refused_before_the_timer_has_noticed() {
     let late = sessions.request_session(
         at(100),
         id(1),
-        from(2).device,
+        &from(2),
         request("mail", "b"),
         &token(1),
         generation(7),
@@ -199,9 +220,9 @@ fn sessions_follow_their_terminal_to_an_address_it_has_proved() {
     assert!(sessions.take_changes().kernel.is_empty());
     sessions.refresh(at(2), id(1), from(3), true, None).unwrap();
     assert_eq!(sessions.take_changes().kernel, BTreeSet::from([session]));
-    let (_, _, terminal) = sessions.authorised(session).unwrap();
-    assert_eq!(terminal.path, from(3));
-    let old = sessions.release(at(3), id(1), from(2).device, session);
+    let authorised = sessions.authorised(session).unwrap();
+    assert_eq!(authorised.terminal.path, from(3));
+    let old = sessions.release(at(3), id(1), &from(2), session);
     assert_eq!(old, Err(DeviceRefusal::OtherAddress));
 }
 
@@ -223,6 +244,44 @@ fn an_endpoint_name_alone_moves_nothing() {
 }
 
 #[test]
+fn the_same_address_in_another_realm_is_another_one() {
+    let (mut sessions, session) = one_authorised();
+    let there = from_realm("meters", 2);
+    let endpoint: EndpointName = "phone".parse().unwrap();
+    let other = sessions.register(at(2), endpoint, there.clone(), None, id(2));
+    assert_eq!(other, Err(DeviceRefusal::EndpointTaken));
+    assert_eq!(
+        sessions.refresh(at(2), id(1), there.clone(), false, None),
+        Err(DeviceRefusal::AddressUnproven)
+    );
+    let asked = request("mail", "b");
+    let asked = sessions.request_session(at(2), id(1), &there, asked, &token(1), generation(7));
+    assert_eq!(asked.err(), Some(DeviceRefusal::OtherAddress));
+    assert_eq!(
+        sessions.release(at(2), id(1), &there, session),
+        Err(DeviceRefusal::OtherAddress)
+    );
+    assert_eq!(
+        sessions.deregister(at(2), id(1), &there),
+        Err(DeviceRefusal::OtherAddress)
+    );
+
+    // Another device there is another terminal, and this one can move there, too.
+    let meter: EndpointName = "meter".parse().unwrap();
+    sessions
+        .register(at(2), meter, there.clone(), None, id(2))
+        .unwrap();
+    sessions.take_changes();
+    sessions
+        .refresh(at(2), id(1), there.clone(), true, None)
+        .unwrap();
+    assert_eq!(sessions.take_changes().kernel, BTreeSet::from([session]));
+    let authorised = sessions.authorised(session).unwrap();
+    assert_eq!(authorised.terminal.path, there);
+    sessions.deregister(at(3), id(1), &there).unwrap();
+}
+
+#[test]
 fn each_end_of_a_session_has_its_cause() {
     let (mut sessions, session) = one_authorised();
     sessions.take_changes();
@@ -239,13 +298,11 @@ fn each_end_of_a_session_has_its_cause() {
     );
 
     let (mut sessions, session) = one_authorised();
-    sessions
-        .release(at(2), id(1), from(2).device, session)
-        .unwrap();
+    sessions.release(at(2), id(1), &from(2), session).unwrap();
     assert_eq!(end_cause(&sessions, session), Some(EndCause::Released));
 
     let (mut sessions, session) = one_authorised();
-    sessions.deregister(at(2), id(1), from(2).device).unwrap();
+    sessions.deregister(at(2), id(1), &from(2)).unwrap();
     assert_eq!(end_cause(&sessions, session), Some(EndCause::Deregistered));
 
     let (mut sessions, session) = one_authorised();
@@ -256,7 +313,7 @@ fn each_end_of_a_session_has_its_cause() {
     let next = sessions.request_session(
         at(2),
         id(1),
-        from(2).device,
+        &from(2),
         request("mail", "a"),
         &token(2),
         generation(8),
@@ -281,7 +338,7 @@ fn a_slot_is_reused_as_late_as_possible_and_never_in_the_same_generation() {
             .request_session(
                 at(0),
                 id(1),
-                from(2).device,
+                &from(2),
                 request,
                 &token(1),
                 generation(u32::MAX),
@@ -315,14 +372,7 @@ fn a_restart_does_not_forget_which_slot_has_been_free_for_longest() {
     let ask = |sessions: &mut Sessions, instance: u32| {
         let request = request("mail", &instance.to_string());
         sessions
-            .request_session(
-                at(0),
-                id(1),
-                from(2).device,
-                request,
-                &token(1),
-                generation(9),
-            )
+            .request_session(at(0), id(1), &from(2), request, &token(1), generation(9))
             .unwrap()
             .id
     };
@@ -379,7 +429,7 @@ fn a_smaller_table_is_refused_while_its_sessions_live() {
 }
 
 #[test]
-fn a_session_without_its_terminal_is_a_contradiction() {
+fn records_that_do_not_fit_together_are_a_contradiction() {
     let (sessions, _) = one_authorised();
     let whole = image(&sessions);
     let without_terminal = Image {
@@ -388,9 +438,15 @@ fn a_session_without_its_terminal_is_a_contradiction() {
     };
     let without_app = Image {
         apps: Vec::new(),
-        ..whole
+        ..whole.clone()
     };
-    for image in [without_terminal, without_app] {
+    let mut with_two_policies_in_a_slot = whole;
+    let twin = App {
+        name: "chat".parse().unwrap(),
+        ..with_two_policies_in_a_slot.apps[0].clone()
+    };
+    with_two_policies_in_a_slot.apps.push(twin);
+    for image in [without_terminal, without_app, with_two_policies_in_a_slot] {
         assert!(matches!(
             Sessions::restore(LIMITS, image),
             Err(RestoreError::Contradiction(_))

@@ -1,10 +1,12 @@
 //! Records as the store has them: a byte that says how, then CBOR with numbered fields.
 
 use crate::app_key::AppKeyHash;
+use crate::dataplane::{Policy, Rate, Tunnel};
 use crate::sessions::records::{
-    App, EndCause, IssuedToken, Left, OperativeState, Path, RegistrationId, Session, SessionState,
-    Terminal, UnixTime,
+    App, EndCause, IssuedToken, Left, OperativeState, Path, RealmName, RegistrationId, Session,
+    SessionState, Terminal, UnixTime,
 };
+use ipnet::IpNet;
 use minicbor::bytes::ByteArray;
 use minicbor::{Decode, Encode};
 use push_common::tag::TagKey;
@@ -38,6 +40,8 @@ struct TerminalRow<'a> {
     lifetime_ms: u64,
     #[n(4)]
     state: TerminalStateRow,
+    #[b(5)]
+    realm: Option<&'a str>,
 }
 
 #[derive(Encode, Decode)]
@@ -79,6 +83,16 @@ struct SessionRow<'a> {
     port: NonZeroU16,
     #[n(5)]
     state: SessionStateRow,
+    #[n(6)]
+    tunnel: Option<TunnelRow>,
+}
+
+#[derive(Encode, Decode)]
+struct TunnelRow {
+    #[n(0)]
+    peer: IpAddr,
+    #[n(1)]
+    teid: u32,
 }
 
 #[derive(Encode, Decode)]
@@ -129,6 +143,43 @@ struct AppRow {
     key_sha256: ByteArray<32>,
     #[n(1)]
     created_unix_ms: u64,
+    /// Not in version 1 of the store.
+    #[n(2)]
+    policy_slot: Option<NonZeroU16>,
+    #[n(3)]
+    policy: Option<PolicyRow>,
+}
+
+#[derive(Encode, Decode)]
+struct PolicyRow {
+    #[n(0)]
+    rate: Option<RateRow>,
+    #[n(1)]
+    sources: Vec<PrefixRow>,
+    #[n(2)]
+    max_payload_bytes: Option<u16>,
+    #[n(3)]
+    dscp: Option<u8>,
+    #[n(4)]
+    coalescing_window_ns: Option<u64>,
+    #[n(5)]
+    return_acks: bool,
+}
+
+#[derive(Encode, Decode)]
+struct RateRow {
+    #[n(0)]
+    interval_ns: u64,
+    #[n(1)]
+    burst: u32,
+}
+
+#[derive(Encode, Decode)]
+struct PrefixRow {
+    #[n(0)]
+    address: IpAddr,
+    #[n(1)]
+    length_bits: u8,
 }
 
 pub(super) fn terminal(terminal: &Terminal) -> Vec<u8> {
@@ -149,6 +200,7 @@ pub(super) fn terminal(terminal: &Terminal) -> Vec<u8> {
                 },
             },
         },
+        realm: terminal.path.realm.as_ref().map(RealmName::as_str),
     })
 }
 
@@ -167,6 +219,11 @@ pub(super) fn read_terminal(id: u64, value: &[u8]) -> Result<Terminal, Unreadabl
             .parse()
             .map_err(|e| unreadable(format!("{e}")))?,
         path: Path {
+            realm: row
+                .realm
+                .map(str::parse)
+                .transpose()
+                .map_err(|e| unreadable(format!("{e}")))?,
             device: row.device,
             gateway: row.gateway,
         },
@@ -211,6 +268,9 @@ pub(super) fn session(session: &Session) -> Vec<u8> {
                 },
             },
         },
+        tunnel: session
+            .tunnel
+            .map(|Tunnel { peer, teid }| TunnelRow { peer, teid }),
     })
 }
 
@@ -230,6 +290,9 @@ pub(super) fn read_session(slot: u32, value: &[u8]) -> Result<Session, Unreadabl
             .parse()
             .map_err(|e| unreadable(format!("{e}")))?,
         port: row.port,
+        tunnel: row
+            .tunnel
+            .map(|TunnelRow { peer, teid }| Tunnel { peer, teid }),
         state: match row.state {
             SessionStateRow::Requested(token) => SessionState::Requested(issued_token(&token)),
             SessionStateRow::Authorised(token) => SessionState::Authorised(issued_token(&token)),
@@ -252,10 +315,17 @@ pub(super) fn app(app: &App) -> Vec<u8> {
     encode(AppRow {
         key_sha256: ByteArray::from(app.key_hash.0),
         created_unix_ms: app.created.as_millis(),
+        policy_slot: Some(app.policy_slot),
+        policy: Some(policy_row(&app.policy)),
     })
 }
 
-pub(super) fn read_app(name: &str, value: &[u8]) -> Result<App, Unreadable> {
+/// `or_slot` is the policy slot of an application of version 1 of the store, which has none of its own.
+pub(super) fn read_app(
+    name: &str,
+    value: &[u8],
+    or_slot: Option<NonZeroU16>,
+) -> Result<App, Unreadable> {
     let unreadable = |why: String| Unreadable {
         what: "application",
         key: name.to_owned(),
@@ -266,6 +336,63 @@ pub(super) fn read_app(name: &str, value: &[u8]) -> Result<App, Unreadable> {
         name: name.parse().map_err(|e| unreadable(format!("{e}")))?,
         key_hash: AppKeyHash(row.key_sha256.into()),
         created: UnixTime::from_millis(row.created_unix_ms),
+        policy_slot: row
+            .policy_slot
+            .or(or_slot)
+            .ok_or_else(|| unreadable("no policy slot".to_owned()))?,
+        policy: row
+            .policy
+            .map_or_else(|| Ok(Policy::default()), policy)
+            .map_err(unreadable)?,
+    })
+}
+
+fn policy_row(policy: &Policy) -> PolicyRow {
+    let Policy {
+        rate,
+        sources,
+        max_payload,
+        dscp,
+        coalescing_window,
+        return_acks,
+    } = policy;
+    let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let prefix = |prefix: &IpNet| PrefixRow {
+        address: prefix.addr(),
+        length_bits: prefix.prefix_len(),
+    };
+    PolicyRow {
+        rate: rate.as_ref().map(|rate| RateRow {
+            interval_ns: nanoseconds(rate.interval),
+            burst: rate.burst,
+        }),
+        sources: sources.iter().map(prefix).collect(),
+        max_payload_bytes: *max_payload,
+        dscp: *dscp,
+        coalescing_window_ns: coalescing_window.map(nanoseconds),
+        return_acks: *return_acks,
+    }
+}
+
+fn policy(row: PolicyRow) -> Result<Policy, String> {
+    let prefix = |row: PrefixRow| {
+        IpNet::new(row.address, row.length_bits)
+            .map_err(|error| format!("{}/{}: {error}", row.address, row.length_bits))
+    };
+    Ok(Policy {
+        rate: row.rate.map(|rate| Rate {
+            interval: Duration::from_nanos(rate.interval_ns),
+            burst: rate.burst,
+        }),
+        sources: row
+            .sources
+            .into_iter()
+            .map(prefix)
+            .collect::<Result<_, _>>()?,
+        max_payload: row.max_payload_bytes,
+        dscp: row.dscp,
+        coalescing_window: row.coalescing_window_ns.map(Duration::from_nanos),
+        return_acks: row.return_acks,
     })
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::app_key::AppKey;
+use crate::dataplane::{Policy, Rate, Tunnel};
 use crate::sessions::records::{
     EndCause, IssuedToken, Left, OperativeState, Path as DevicePath, SessionState, UnixTime,
 };
@@ -18,6 +19,7 @@ fn everything() -> Image {
         id: RegistrationId::from_u64(id),
         endpoint: format!("device {id}").parse().unwrap(),
         path: DevicePath {
+            realm: (id == 2).then(|| "meters".parse().unwrap()),
             device: "fd00:64::2".parse().unwrap(),
             gateway: "[fd00:64::1]:5683".parse().unwrap(),
         },
@@ -30,6 +32,10 @@ fn everything() -> Image {
         app: "mail".parse().unwrap(),
         instance: format!("instance {slot}").parse().unwrap(),
         port: NonZeroU16::new(7000).unwrap(),
+        tunnel: (slot == 1).then(|| Tunnel {
+            peer: "10.70.0.2".parse().unwrap(),
+            teid: u32::MAX,
+        }),
         state,
     };
     let at = UnixTime::from_millis(1_700_000_000_123);
@@ -69,12 +75,105 @@ fn everything() -> Image {
             ),
         ],
         sessions,
-        apps: vec![App {
-            name: "mail".parse().unwrap(),
-            key_hash: app_key().hash(),
-            created: at,
-        }],
+        apps: vec![
+            App {
+                name: "chat".parse().unwrap(),
+                key_hash: AppKey::from_bytes([3; 32]).hash(),
+                created: at,
+                policy_slot: NonZeroU16::new(4095).unwrap(),
+                policy: Policy {
+                    rate: Some(Rate {
+                        interval: Duration::from_nanos(142_857_143),
+                        burst: 7,
+                    }),
+                    sources: vec![
+                        "192.0.2.0/24".parse().unwrap(),
+                        "2001:db8::7/128".parse().unwrap(),
+                    ],
+                    max_payload: Some(0),
+                    dscp: Some(46),
+                    coalescing_window: Some(Duration::from_secs(5)),
+                    return_acks: true,
+                },
+            },
+            App {
+                name: "mail".parse().unwrap(),
+                key_hash: app_key().hash(),
+                created: at,
+                policy_slot: NonZeroU16::new(1).unwrap(),
+                policy: Policy::default(),
+            },
+        ],
     }
+}
+
+/// The same as far as version 1 had room for it.
+fn everything_of_version_1() -> Image {
+    let mut image = everything();
+    for terminal in &mut image.terminals {
+        terminal.path.realm = None;
+    }
+    for session in &mut image.sessions {
+        session.tunnel = None;
+    }
+    image.apps.remove(0);
+    image
+}
+
+/// What version 1 wrote for that: key and value, in hexadecimal digits.
+const TERMINALS_OF_VERSION_1: [(u64, &str); 3] = [
+    (
+        1,
+        "0185686465766963652031820150fd00006400000000000000000000000282018250fd0000640000000000000000000000011916331a0036ee808200811b0000018bcfe5687b",
+    ),
+    (
+        2,
+        "0185686465766963652032820150fd00006400000000000000000000000282018250fd0000640000000000000000000000011916331a0036ee808201821b0000018bcfe5687b00",
+    ),
+    (
+        u64::MAX,
+        "0185781b646576696365203138343436373434303733373039353531363135820150fd00006400000000000000000000000282018250fd0000640000000000000000000000011916331a0036ee808201821b0000018bcfe5687b01",
+    ),
+];
+const SESSIONS_OF_VERSION_1: [&str; 8] = [
+    "01861adeadbeef01646d61696c6a696e7374616e63652030191b588200818300503139c6d5a18a7b07f476b7b6cc8cbdbf58200fea42669b0de1e77d3776162d6a6078a870032677332dc0bdf30defc50495e9",
+    "01861adeadbeef01646d61696c6a696e7374616e63652031191b588201818300503139c6d5a18a7b07f476b7b6cc8cbdbf58200fea42669b0de1e77d3776162d6a6078a870032677332dc0bdf30defc50495e9",
+    "01861adeadbeef01646d61696c6a696e7374616e63652032191b588202821b0000018bcfe5687b00",
+    "01861adeadbeef01646d61696c6a696e7374616e63652033191b588202821b0000018bcfe5687b01",
+    "01861adeadbeef01646d61696c6a696e7374616e63652034191b588202821b0000018bcfe5687b02",
+    "01861adeadbeef01646d61696c6a696e7374616e63652035191b588202821b0000018bcfe5687b03",
+    "01861adeadbeef01646d61696c6a696e7374616e63652036191b588202821b0000018bcfe5687b04",
+    "01861adeadbeef01646d61696c6a696e7374616e63652037191b588202821b0000018bcfe5687b05",
+];
+const APP_OF_VERSION_1: (&str, &str) = (
+    "mail",
+    "01825820d244519ba6bbdf27de7d9767132832c1c777d4a022b6822dec89cc7518c4eb721b0000018bcfe5687b",
+);
+
+/// A directory with a store of version 1.
+fn version_1() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    drop(RedbStore::open(directory.path()).unwrap());
+    let database = Database::open(directory.path().join(FILE_NAME)).unwrap();
+    let bytes = |digits: &str| hex::decode(digits).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let mut meta = transaction.open_table(META).unwrap();
+        meta.insert("version", 1).unwrap();
+        let mut terminals = transaction.open_table(TERMINALS).unwrap();
+        for (id, row) in TERMINALS_OF_VERSION_1 {
+            terminals.insert(id, &*bytes(row)).unwrap();
+        }
+        let mut sessions = transaction.open_table(SESSIONS).unwrap();
+        for (slot, row) in (0..).zip(SESSIONS_OF_VERSION_1) {
+            sessions.insert(slot, &*bytes(row)).unwrap();
+        }
+        let (name, row) = APP_OF_VERSION_1;
+        let mut apps = transaction.open_table(APPS).unwrap();
+        apps.insert(name, &*bytes(row)).unwrap();
+    }
+    transaction.commit().unwrap();
+    directory
 }
 
 fn app_key() -> AppKey {
@@ -140,7 +239,7 @@ fn what_is_deleted_does_not_come_back() {
             image.sessions.len(),
             image.apps.len()
         ),
-        (2, 7, 0)
+        (2, 7, 1)
     );
 }
 
@@ -260,7 +359,7 @@ fn another_version_is_refused_and_left_as_it_is() {
     transaction
         .open_table(META)
         .unwrap()
-        .insert("version", 2)
+        .insert("version", 3)
         .unwrap();
     transaction.commit().unwrap();
     drop(database);
@@ -268,7 +367,55 @@ fn another_version_is_refused_and_left_as_it_is() {
     assert!(
         error
             .to_string()
-            .contains("has version 2, this push-ctl reads version 1"),
+            .contains("has version 3, this push-ctl reads versions 1 to 2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_store_of_version_1_becomes_one_of_the_current_version() {
+    let directory = version_1();
+    for _ in 0..2 {
+        let store = RedbStore::open(directory.path()).unwrap();
+        let (version, image) = read(&store.database, store.path()).unwrap();
+        assert_eq!((version, image), (VERSION, everything_of_version_1()));
+    }
+}
+
+#[test]
+fn a_store_of_version_1_that_can_not_be_read_is_left_as_it_is() {
+    let directory = version_1();
+    let database = Database::open(directory.path().join(FILE_NAME)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction
+        .open_table(APPS)
+        .unwrap()
+        .insert("mail", &[1_u8][..])
+        .unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = refusal(&fs::read(directory.path().join(FILE_NAME)).unwrap());
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+}
+
+#[test]
+fn an_application_without_a_policy_slot_is_none_of_the_current_version() {
+    let directory = full();
+    let database = Database::open(directory.path().join(FILE_NAME)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let (name, row) = APP_OF_VERSION_1;
+    transaction
+        .open_table(APPS)
+        .unwrap()
+        .insert(name, &*hex::decode(row).unwrap())
+        .unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = refusal(&fs::read(directory.path().join(FILE_NAME)).unwrap());
+    assert!(
+        error
+            .to_string()
+            .contains("application mail: no policy slot"),
         "{error}"
     );
 }

@@ -25,6 +25,21 @@ pub struct Nic {
     pub trigger_addresses: Vec<String>,
 }
 
+/// A network whose addresses are its own.
+#[derive(Clone, Debug)]
+pub struct Realm {
+    /// Its name.
+    pub name: String,
+    /// The interface by which its devices are reached.
+    pub interface: String,
+    /// Routers on the way to them, at most one per IP version.
+    pub next_hop: Vec<String>,
+    /// MAC address of the router that all datagrams go to, and the VLAN they go in.
+    pub link: Option<(String, u16)>,
+    /// Addresses and ports at which they register.
+    pub listen: Vec<String>,
+}
+
 /// The controller's configuration. The default fits the lab.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -44,8 +59,14 @@ pub struct Config {
     pub require_perfmon: bool,
     /// Where the program is attached.
     pub nics: Vec<Nic>,
+    /// How long a session can be without a delivery before it is idle, such as `5m`.
+    pub idle_after: String,
     /// Addresses and ports of the internal interface.
     pub internal: Vec<String>,
+    /// Realms.
+    pub realms: Vec<Realm>,
+    /// Addresses from which GTP-U tunnels go out.
+    pub gtpu_local: Vec<String>,
     /// Addresses and ports of the external interface.
     pub external: Vec<String>,
     /// Certificate and private key of the external interface; self-signed if there is none.
@@ -76,7 +97,10 @@ impl Default for Config {
                 nic("gw-app", Role::External, &GATEWAY_OUTSIDE),
                 nic("gw-dev", Role::Internal, &[]),
             ],
+            idle_after: "0s".to_owned(),
             internal: vec![format!("{inside_v4}:5683"), format!("[{inside_v6}]:5683")],
+            realms: Vec::new(),
+            gtpu_local: Vec::new(),
             external: vec![format!("{outside_v4}:8443"), format!("[{outside_v6}]:8443")],
             certificate: None,
         }
@@ -100,12 +124,13 @@ impl Config {
             "state_dir = {:?}\npin_dir = {:?}\nadmin_socket = {:?}\n\n\
              [sessions]\nslots = {slots}\ndefault_lifetime = {:?}\nmax_lifetime = {:?}\n\n\
              [triggers]\nport = {trigger_port}\nkeep_source = {keep_source}\n\n\
-             [data_plane]\nallow_generic = {allow_generic}\nrequire_perfmon = {require_perfmon}\n\n",
+             [data_plane]\nallow_generic = {allow_generic}\nrequire_perfmon = {require_perfmon}\nidle_after = {:?}\n\n",
             path("state"),
             path("bpf/push"),
             path("admin.sock"),
             self.default_lifetime,
             self.max_lifetime,
+            self.idle_after,
         );
         for nic in &self.nics {
             let role = match nic.role {
@@ -118,6 +143,20 @@ impl Config {
                 let _ = writeln!(text, "trigger_addresses = {:?}", nic.trigger_addresses);
             }
             text.push('\n');
+        }
+        for realm in &self.realms {
+            let _ = writeln!(
+                text,
+                "[[realm]]\nname = {:?}\ninterface = {:?}\nnext_hop = {:?}\nlisten = {:?}",
+                realm.name, realm.interface, realm.next_hop, realm.listen
+            );
+            if let Some((mac, vlan)) = &realm.link {
+                let _ = writeln!(text, "router_mac = {mac:?}\nvlan = [{vlan}]");
+            }
+            text.push('\n');
+        }
+        if !self.gtpu_local.is_empty() {
+            let _ = write!(text, "[gtpu]\nlocal = {:?}\n\n", self.gtpu_local);
         }
         let _ = write!(
             text,

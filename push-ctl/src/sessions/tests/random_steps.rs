@@ -1,6 +1,7 @@
 //! Random steps, and whoever follows the changes.
 
 use super::*;
+use crate::dataplane::{Rate, Tunnel};
 use proptest::prelude::*;
 use std::collections::HashSet;
 
@@ -10,7 +11,8 @@ struct Followers {
     terminals: BTreeMap<RegistrationId, Terminal>,
     slots: BTreeMap<u32, Session>,
     apps: BTreeMap<AppName, App>,
-    kernel: BTreeMap<SessionId, Path>,
+    policies: BTreeMap<NonZeroU16, Policy>,
+    kernel: BTreeMap<SessionId, (Path, NonZeroU16, Option<Tunnel>)>,
 }
 
 impl Followers {
@@ -29,14 +31,12 @@ impl Followers {
         for name in changes.apps {
             set(&mut self.apps, name.clone(), sessions.app(&name).cloned());
         }
+        for slot in changes.policies {
+            let app = sessions.app_of_policy_slot(slot);
+            set(&mut self.policies, slot, app.map(|app| app.policy.clone()));
+        }
         for id in changes.kernel {
-            set(
-                &mut self.kernel,
-                id,
-                sessions
-                    .authorised(id)
-                    .map(|(_, _, terminal)| terminal.path),
-            );
+            set(&mut self.kernel, id, sessions.authorised(id).map(delivered));
         }
     }
 
@@ -46,6 +46,33 @@ impl Followers {
             sessions: self.slots.values().cloned().collect(),
             apps: self.apps.values().cloned().collect(),
         }
+    }
+}
+
+fn delivered(authorised: Authorised<'_>) -> (Path, NonZeroU16, Option<Tunnel>) {
+    (
+        authorised.terminal.path.clone(),
+        authorised.app.policy_slot,
+        authorised.session.tunnel,
+    )
+}
+
+/// Each of a few hosts is in one of two realms, or in none.
+fn anywhere(host: u8) -> Path {
+    match host % 3 {
+        0 => from(host / 3),
+        1 => from_realm("meters", host / 3),
+        _ => from_realm("cars", host / 3),
+    }
+}
+
+fn policy(n: u8) -> Policy {
+    Policy {
+        rate: (n > 0).then(|| Rate {
+            interval: Duration::from_millis(n.into()),
+            burst: 1,
+        }),
+        ..Policy::default()
     }
 }
 
@@ -94,8 +121,17 @@ enum Step {
     Revoke {
         slot: u32,
     },
+    SetTunnel {
+        slot: u32,
+        teid: u8,
+    },
     AddApp {
         app: u8,
+        policy: u8,
+    },
+    SetPolicy {
+        app: u8,
+        policy: u8,
     },
     RemoveApp {
         app: u8,
@@ -109,16 +145,18 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let generation = (1_u32..4).prop_map(|n| NonZeroU32::new(n).unwrap());
     prop_oneof![
-        4 => (0..6_u8, 0..3_u8, 1..2000_u64, 0..4_u64)
+        4 => (0..6_u8, 0..6_u8, 1..2000_u64, 0..4_u64)
             .prop_map(|(endpoint, host, lifetime_s, fresh)| Step::Register { endpoint, host, lifetime_s, fresh }),
-        3 => (0..6_usize, 0..3_u8, any::<bool>()).prop_map(|(terminal, host, proven)| Step::Refresh { terminal, host, proven }),
-        1 => (0..6_usize, 0..3_u8).prop_map(|(terminal, host)| Step::Deregister { terminal, host }),
-        8 => (0..6_usize, 0..3_u8, 0..3_u8, 0..3_u8, 0..3_u8, generation).prop_map(
+        3 => (0..6_usize, 0..6_u8, any::<bool>()).prop_map(|(terminal, host, proven)| Step::Refresh { terminal, host, proven }),
+        1 => (0..6_usize, 0..6_u8).prop_map(|(terminal, host)| Step::Deregister { terminal, host }),
+        8 => (0..6_usize, 0..6_u8, 0..3_u8, 0..3_u8, 0..3_u8, generation).prop_map(
             |(terminal, host, app, instance, token, generation)| Step::Request { terminal, host, app, instance, token, generation }),
-        2 => (0..6_usize, 0..3_u8, 0..8_u32).prop_map(|(terminal, host, slot)| Step::Release { terminal, host, slot }),
+        2 => (0..6_usize, 0..6_u8, 0..8_u32).prop_map(|(terminal, host, slot)| Step::Release { terminal, host, slot }),
         8 => (0..3_u8, 0..8_u32, 0..3_u8).prop_map(|(app, slot, token)| Step::Validate { app, slot, token }),
         1 => (0..8_u32).prop_map(|slot| Step::Revoke { slot }),
-        2 => (0..3_u8).prop_map(|app| Step::AddApp { app }),
+        1 => (0..8_u32, 0..3_u8).prop_map(|(slot, teid)| Step::SetTunnel { slot, teid }),
+        2 => (0..3_u8, 0..3_u8).prop_map(|(app, policy)| Step::AddApp { app, policy }),
+        1 => (0..3_u8, 0..3_u8).prop_map(|(app, policy)| Step::SetPolicy { app, policy }),
         1 => (0..3_u8).prop_map(|app| Step::RemoveApp { app }),
         2 => (0..2000_u64).prop_map(|seconds| Step::Wait { seconds }),
         1 => Just(Step::Restart),
@@ -146,7 +184,7 @@ fn take(step: &Step, sessions: &mut Sessions, now: &mut UnixTime) {
             let _ = sessions.register(
                 *now,
                 endpoint,
-                from(host),
+                anywhere(host),
                 Some(Duration::from_secs(lifetime_s)),
                 id(fresh),
             );
@@ -156,13 +194,13 @@ fn take(step: &Step, sessions: &mut Sessions, now: &mut UnixTime) {
             host,
             proven,
         } => {
-            let _ = sessions.refresh(*now, terminal(index), from(host), proven, None);
+            let _ = sessions.refresh(*now, terminal(index), anywhere(host), proven, None);
         }
         Step::Deregister {
             terminal: index,
             host,
         } => {
-            let _ = sessions.deregister(*now, terminal(index), from(host).device);
+            let _ = sessions.deregister(*now, terminal(index), &anywhere(host));
         }
         Step::Request {
             terminal: index,
@@ -173,7 +211,7 @@ fn take(step: &Step, sessions: &mut Sessions, now: &mut UnixTime) {
             generation,
         } => {
             let request = request(&format!("a{app}"), &format!("i{instance}"));
-            let (terminal, device) = (terminal(index), from(host).device);
+            let (terminal, device) = (terminal(index), &anywhere(host));
             let _ = sessions.request_session(
                 *now,
                 terminal,
@@ -189,7 +227,7 @@ fn take(step: &Step, sessions: &mut Sessions, now: &mut UnixTime) {
             slot,
         } => {
             let (terminal, session) = (terminal(index), in_slot(slot));
-            let _ = sessions.release(*now, terminal, from(host).device, session);
+            let _ = sessions.release(*now, terminal, &anywhere(host), session);
         }
         Step::Validate {
             app,
@@ -216,8 +254,19 @@ fn take(step: &Step, sessions: &mut Sessions, now: &mut UnixTime) {
             let session = in_slot(slot);
             let _ = sessions.revoke(*now, session);
         }
-        Step::AddApp { app } => {
-            let _ = sessions.add_app(*now, format!("a{app}").parse().unwrap(), app_key(app));
+        Step::SetTunnel { slot, teid } => {
+            let tunnel = (teid > 0).then(|| Tunnel {
+                peer: Ipv4Addr::LOCALHOST.into(),
+                teid: teid.into(),
+            });
+            let _ = sessions.set_tunnel(in_slot(slot), tunnel);
+        }
+        Step::AddApp { app, policy: n } => {
+            let name = format!("a{app}").parse().unwrap();
+            let _ = sessions.add_app(*now, name, app_key(app), policy(n));
+        }
+        Step::SetPolicy { app, policy: n } => {
+            let _ = sessions.set_policy(&format!("a{app}").parse().unwrap(), policy(n));
         }
         Step::RemoveApp { app } => {
             let _ = sessions.remove_app(*now, &format!("a{app}").parse().unwrap());
@@ -254,8 +303,10 @@ fn check_invariants(sessions: &Sessions, followers: &Followers, now: UnixTime) {
             }
             SessionState::Authorised(_) => {
                 counts.authorised += 1;
-                let terminal = sessions.terminal(session.terminal).unwrap();
-                assert_eq!(followers.kernel.get(&session.id), Some(&terminal.path));
+                let authorised = sessions.authorised(session.id).unwrap();
+                let known = followers.kernel.get(&session.id);
+                assert_eq!(known, Some(&delivered(authorised)));
+                assert!(followers.policies.contains_key(&authorised.app.policy_slot));
             }
         }
         let terminal = sessions.terminal(session.terminal).unwrap();
@@ -267,6 +318,11 @@ fn check_invariants(sessions: &Sessions, followers: &Followers, now: UnixTime) {
             session.instance.clone()
         )));
     }
+    let policies = sessions
+        .apps()
+        .map(|(app, _)| (app.policy_slot, app.policy.clone()));
+    assert_eq!(followers.policies, policies.collect());
+    assert_eq!(followers.policies.len(), sessions.apps().len());
     assert_eq!(sessions.counts(), counts);
     assert_eq!(followers.kernel.len(), counts.authorised as usize);
     assert_eq!(

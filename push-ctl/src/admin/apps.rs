@@ -1,0 +1,153 @@
+//! Applications, and what they may do.
+
+use super::api::{AddApp, AppAdded, AppRemoved, AppStatus, PolicyChange};
+use super::policy::{changed, policy_status};
+use super::{Answer, Operator, Peer};
+use crate::app_key::AppKey;
+use crate::dataplane::Policy;
+use crate::problem::{Problem, Segment};
+use crate::random;
+use crate::sessions::OperatorRefusal;
+use crate::sessions::records::{App, AppName};
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{ConnectInfo, State};
+use axum::http::StatusCode;
+use std::fmt::Display;
+
+pub(super) async fn list(State(operator): State<Operator>) -> Answer<Vec<AppStatus>> {
+    let apps = operator.controller.observe(|view| {
+        let apps = view.sessions.apps();
+        apps.map(|(app, sessions)| app_status(app, sessions))
+            .collect()
+    });
+    Ok(Json(apps.await?))
+}
+
+pub(super) async fn show(
+    State(operator): State<Operator>,
+    Segment(name): Segment,
+) -> Answer<AppStatus> {
+    let unknown = || Problem::from(OperatorRefusal::UnknownApp);
+    let name: AppName = name.parse().map_err(|_| unknown())?;
+    let app = operator
+        .controller
+        .observe(move |view| {
+            let (app, sessions) = view.sessions.app_with_sessions(&name)?;
+            Some(app_status(app, sessions))
+        })
+        .await?;
+    app.map(Json).ok_or_else(unknown)
+}
+
+pub(super) async fn add(
+    State(operator): State<Operator>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    body: Result<Json<AddApp>, JsonRejection>,
+) -> Answer<AppAdded> {
+    let Json(AddApp { name, policy }) = body?;
+    let added = async {
+        let name: AppName = name.parse().map_err(|error| bad_name(&error))?;
+        let rules = changed(&Policy::default(), &policy).map_err(bad_policy)?;
+        let key = AppKey::from_bytes(random::bytes());
+        let hash = key.hash();
+        let added = AppAdded {
+            name: name.to_string(),
+            api_key: key.to_text(),
+        };
+        operator
+            .controller
+            .apply(move |sessions, now| sessions.add_app(now, name, hash, rules))
+            .await??;
+        Ok(Json(added))
+    };
+    let added = added.await;
+    peer.audit_change("app add", &name, &policy, &added);
+    added
+}
+
+pub(super) async fn set_policy(
+    State(operator): State<Operator>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Segment(name): Segment,
+    body: Result<Json<PolicyChange>, JsonRejection>,
+) -> Answer<AppStatus> {
+    let Json(change) = body?;
+    let asked = change.clone();
+    let set = async {
+        let unknown = || Problem::from(OperatorRefusal::UnknownApp);
+        let parsed: AppName = name.parse().map_err(|_| unknown())?;
+        let set = operator.controller.apply(move |sessions, _now| {
+            let app = sessions.app(&parsed).ok_or_else(unknown)?;
+            let policy = changed(&app.policy, &change).map_err(bad_policy)?;
+            sessions.set_policy(&parsed, policy)?;
+            let (app, live) = sessions.app_with_sessions(&parsed).ok_or_else(unknown)?;
+            Ok::<_, Problem>(app_status(app, live))
+        });
+        set.await?.map(Json)
+    };
+    let set = set.await;
+    peer.audit_change("app set", &name, &asked, &set);
+    set
+}
+
+pub(super) async fn remove(
+    State(operator): State<Operator>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Segment(name): Segment,
+) -> Answer<AppRemoved> {
+    let removed = async {
+        let parsed: AppName = name
+            .parse()
+            .map_err(|_| Problem::from(OperatorRefusal::UnknownApp))?;
+        let sessions_ended = operator
+            .controller
+            .apply(move |sessions, now| sessions.remove_app(now, &parsed))
+            .await??;
+        Ok(Json(AppRemoved {
+            name: name.clone(),
+            removed: true,
+            sessions_ended,
+        }))
+    };
+    let removed = removed.await;
+    peer.audit("app remove", &name, &removed);
+    removed
+}
+
+fn app_status(app: &App, sessions: usize) -> AppStatus {
+    AppStatus {
+        name: app.name.to_string(),
+        created_at: rfc3339(app.created.as_millis()),
+        sessions,
+        policy: policy_status(&app.policy),
+    }
+}
+
+fn bad_name(error: &impl Display) -> Problem {
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "bad-name",
+        "The name can't be used",
+        error.to_string(),
+    )
+}
+
+fn bad_policy(what: String) -> Problem {
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "bad-policy",
+        "The policy makes no sense",
+        what,
+    )
+}
+
+fn rfc3339(unix_millis: u64) -> String {
+    let timestamp = i64::try_from(unix_millis)
+        .ok()
+        .and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
+    timestamp.map_or_else(
+        || "beyond all time".to_owned(),
+        |timestamp| format!("{timestamp:.0}"),
+    )
+}

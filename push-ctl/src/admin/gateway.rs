@@ -1,0 +1,161 @@
+//! The gateway as a whole.
+
+use super::api::{
+    NicStats, NicStatus, RealmStatus, RoundTripClass, SessionCounts, Stats, Status, StoreStatus,
+    VerdictStats,
+};
+use super::{Answer, Operator};
+use crate::config::{self, Role};
+use crate::controller::View;
+use crate::dataplane::NicCounters;
+use crate::problem::Problem;
+use crate::sessions::records::RealmName;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use push_common::maps::LAYOUT_VERSION;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use tracing::error;
+
+pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
+    let Operator { controller, daemon } = operator;
+    let nics = controller
+        .nics()
+        .await
+        .map_err(|error| kernel_problem(&error))?;
+    let roles: HashMap<&str, Role> = daemon
+        .config
+        .nic
+        .iter()
+        .map(|nic| (nic.name.as_str(), nic.role))
+        .collect();
+    let nics = nics.into_iter().map(|nic| NicStatus {
+        role: roles.get(nic.name.as_str()).copied(),
+        name: nic.name,
+        index: nic.index,
+        mode: nic.mode.to_owned(),
+        program_id: nic.program_id,
+        link_id: nic.link_id,
+        adopted: nic.adopted,
+    });
+    let seen = Arc::clone(&daemon);
+    let nics = nics.collect();
+    let status = controller.observe(move |view| {
+        let counts = view.sessions.counts();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            layout_version: LAYOUT_VERSION,
+            pid: std::process::id(),
+            uptime_s: seen.started.elapsed().as_secs(),
+            config: seen.config.path.clone(),
+            store: StoreStatus {
+                path: seen.store.clone(),
+                terminals: view.sessions.terminals().len(),
+                sessions: view.sessions.sessions().count(),
+                apps: view.sessions.apps().len(),
+            },
+            sessions: SessionCounts {
+                requested: counts.requested,
+                authorised: counts.authorised,
+                slots: view.sessions.slots(),
+            },
+            nics,
+            internal: seen.config.internal.listen.clone(),
+            realms: realm_statuses(&view, &seen.config.realm),
+            external: seen.config.external.listen.clone(),
+            warnings: view.warnings,
+        }
+    });
+    Ok(Json(status.await?))
+}
+
+pub(super) async fn realms(State(operator): State<Operator>) -> Answer<Vec<RealmStatus>> {
+    let Operator { controller, daemon } = operator;
+    let realms = controller.observe(move |view| realm_statuses(&view, &daemon.config.realm));
+    Ok(Json(realms.await?))
+}
+
+pub(super) async fn stats(State(operator): State<Operator>) -> Answer<Stats> {
+    let (nics, events_lost) = operator
+        .controller
+        .observe(|view| (view.kernel.verdicts(), view.kernel.events_lost()))
+        .await?;
+    let nics = nics.map_err(|error| kernel_problem(&error))?;
+    Ok(Json(Stats {
+        nics: nics.into_iter().map(nic_stats).collect(),
+        events_lost,
+    }))
+}
+
+/// Those of the configuration in its order, then those that only terminals know.
+fn realm_statuses(view: &View<'_>, configured: &[config::Realm]) -> Vec<RealmStatus> {
+    let mut counts: BTreeMap<&RealmName, (usize, usize)> = BTreeMap::new();
+    for terminal in view.sessions.terminals() {
+        if let Some(realm) = &terminal.path.realm {
+            let (terminals, sessions) = counts.entry(realm).or_default();
+            *terminals += 1;
+            *sessions += view.sessions.sessions_of_terminal(terminal.id);
+        }
+    }
+    let mut realms = Vec::new();
+    for realm in configured {
+        let (terminals, sessions) = counts.remove(&realm.name).unwrap_or_default();
+        realms.push(RealmStatus {
+            name: realm.name.to_string(),
+            interface: Some(realm.interface.clone()),
+            next_hop: realm.next_hop.clone(),
+            listen: realm.listen.clone(),
+            terminals,
+            sessions,
+        });
+    }
+    let gone = counts.into_iter();
+    realms.extend(gone.map(|(name, (terminals, sessions))| RealmStatus {
+        name: name.to_string(),
+        interface: None,
+        next_hop: Vec::new(),
+        listen: Vec::new(),
+        terminals,
+        sessions,
+    }));
+    realms
+}
+
+fn nic_stats(nic: NicCounters) -> NicStats {
+    let verdicts: Vec<_> = nic
+        .by_verdict
+        .into_iter()
+        .map(|(verdict, packets, bytes)| VerdictStats {
+            verdict: verdict.label().to_owned(),
+            action: verdict.action().label().to_owned(),
+            packets,
+            bytes,
+            meaning: verdict.meaning().to_owned(),
+        })
+        .collect();
+    NicStats {
+        name: nic.name,
+        packets: verdicts.iter().map(|verdict| verdict.packets).sum(),
+        bytes: verdicts.iter().map(|verdict| verdict.bytes).sum(),
+        verdicts,
+        round_trips: (0_u32..)
+            .zip(nic.round_trips)
+            .map(|(class, acknowledgements)| RoundTripClass {
+                from_us: if class == 0 { 0 } else { 1 << class },
+                below_us: 1 << (class + 1),
+                acknowledgements,
+            })
+            .collect(),
+    }
+}
+
+fn kernel_problem(error: &anyhow::Error) -> Problem {
+    error!(error = format!("{error:#}"), "the kernel can't be asked");
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "kernel",
+        "The kernel can't be asked",
+        format!("{error:#}"),
+    )
+}
