@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use xtask::bench::Suite;
 use xtask::{bench, check, demo, lab, setup};
 
@@ -45,6 +46,15 @@ enum Task {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Made-up and damaged packets through the program and through the reference model, side by side.
+    Fuzz {
+        /// How long, such as 90s or 10m.
+        #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+        time: Duration,
+        /// Where to begin; two runs with the same seed go through the same packets.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// What CI runs: format, lints, build, tests, demo.
     Ci,
 }
@@ -82,6 +92,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { keep } => demo::run(keep),
         Task::Test { arguments } => check::test(&arguments),
         Task::Bench { suites, json } => bench::run(&suites, json.as_deref()),
+        Task::Fuzz { time, seed } => check::fuzz(time, seed),
         Task::Ci => check::ci(),
     }
 }
