@@ -83,6 +83,7 @@ fn the_operators_day() {
             "sessions",
             "nics",
             "internal",
+            "realms",
             "external",
             "warnings",
         ],
@@ -119,6 +120,7 @@ fn the_operators_day() {
             "id",
             "endpoint",
             "address",
+            "realm",
             "state",
             "expires_in_s",
             "sessions",
@@ -146,9 +148,16 @@ fn the_operators_day() {
             "packets",
             "bytes",
             "last_delivered_ago_s",
+            "refused",
+            "acknowledged",
+            "round_trip_ms",
+            "realm",
+            "tunnel",
+            "next_hop",
         ],
     );
     let stats = lab.push_ctl_json(&["stats"]).unwrap();
+    assert_eq!(stats["events_lost"], 0);
     for nic in stats["nics"].as_array().unwrap() {
         let verdicts = nic["verdicts"].as_array().unwrap();
         assert_eq!(verdicts.len(), Verdict::ALL.len());
@@ -157,15 +166,21 @@ fn the_operators_day() {
             assert_eq!(shown["action"], verdict.action().label());
             assert_eq!(shown["meaning"], verdict.meaning());
         }
+        assert_has(
+            &nic["round_trips"][0],
+            &["from_us", "below_us", "acknowledgements"],
+        );
     }
 
     // For people: what they look for is there.
-    let rows: [(&[&str], &[&str]); 8] = [
+    let rows: [(&[&str], &[&str]); 10] = [
         (
             &["status"],
             &["gw-app", "gw-dev", "native", "1 authorised, 1 requested"],
         ),
-        (&["app", "list"], &[APP]),
+        (&["app", "list"], &[APP, "open"]),
+        (&["app", "show", APP], &[APP, "not limited", "any"]),
+        (&["realm", "list"], &["No realms"]),
         (
             &["terminal", "list"],
             &[&registration, "phone-0", DEVICE[0]],
@@ -261,11 +276,32 @@ fn the_operators_day() {
         2
     );
 
+    // What the application may do is said rule by rule.
+    people(lab, &["app", "set", APP, "--rate", "6/m", "--dscp", "46"]);
+    let set = [
+        "app",
+        "set",
+        APP,
+        "--rate",
+        "off",
+        "--source",
+        "192.0.2.0/24",
+    ];
+    let app = lab.push_ctl_json(&set).unwrap();
+    assert_eq!(
+        app["policy"],
+        json!({
+            "rate": null, "sources": ["192.0.2.0/24"], "max_payload_bytes": null, "dscp": 46,
+            "coalescing_window_ms": null, "return_acks": false,
+        })
+    );
+    assert_eq!(lab.push_ctl_json(&["app", "show", APP]).unwrap(), app);
+
     // Removing the application ends its sessions.
     people(lab, &["app", "remove", APP]);
     assert_eq!(lab.push_ctl_json(&["session", "list"]).unwrap(), json!([]));
     let log = lab.log();
-    for action in ["app", "revoke"] {
+    for action in ["app add", "app set", "revoke", "app remove"] {
         assert!(
             log.lines().any(|line| line.contains("audit")
                 && line.contains(action)
@@ -279,7 +315,7 @@ fn the_operators_day() {
 fn a_failure_says_what_to_do_and_sets_the_exit_code() {
     let story = Story::begin("push-cli-2");
     let lab = &story.lab;
-    let rows: [(&[&str], i32, &str); 8] = [
+    let rows: [(&[&str], i32, &str); 12] = [
         (&["session", "show", "1234567800000001"], 1, "session list"),
         (
             &["session", "revoke", "1234567800000001"],
@@ -294,6 +330,18 @@ fn a_failure_says_what_to_do_and_sets_the_exit_code() {
         (&["app", "remove", "nonesuch"], 1, "app list"),
         (&["app", "add", APP], 1, "app list"),
         (&["app", "add", "no spaces"], 1, "1 to 64"),
+        (&["app", "show", "nonesuch"], 1, "app list"),
+        (
+            &["app", "set", APP, "--burst", "3"],
+            1,
+            "rate: there is none",
+        ),
+        (&["app", "set", APP], 2, "--rate"),
+        (
+            &["session", "tunnel", "clear", "1234567800000001"],
+            1,
+            "session list",
+        ),
         (&["session", "show", "xyz"], 2, "16 hexadecimal digits"),
         (&["frobnicate"], 2, "--help"),
     ];
@@ -349,6 +397,11 @@ fn the_example_configuration_is_right_and_explains_every_key() {
         "keep_source",
         "allow_generic",
         "require_perfmon",
+        "idle_after",
+        "log_level",
+        "interface",
+        "next_hop",
+        "local",
         "name",
         "role",
         "trigger_addresses",

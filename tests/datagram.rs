@@ -3,7 +3,7 @@
 use crate::gateway::{EXT_MAC, Gateway, TRIGGER_PORT, sources};
 use etherparse::PacketBuilder;
 use push_common::tag::TagKey;
-use push_common::wire::{SessionId, TriggerHeader};
+use push_common::wire::{Flags, SessionId, TriggerHeader};
 use push_ctl::dataplane::SessionImage;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -81,6 +81,9 @@ impl Session {
             id: SessionId::new(slot, 0x1000_0000 + slot),
             device,
             source: sources()[usize::from(device.is_ipv6())],
+            realm: None,
+            tunnel: None,
+            policy: 0,
             token_generation: 7,
             key: TagKey::from_bytes([slot as u8; 16]),
             previous_key: None,
@@ -108,9 +111,19 @@ impl Session {
     }
 
     pub(crate) fn trigger_at(&self, sequence: u64, payload: &[u8]) -> Vec<u8> {
+        self.flagged_trigger_at(sequence, Flags::NONE, payload)
+    }
+
+    pub(crate) fn flagged_trigger_at(
+        &self,
+        sequence: u64,
+        flags: Flags,
+        payload: &[u8],
+    ) -> Vec<u8> {
         let image = &self.image;
         let header = TriggerHeader::sign(
             image.key,
+            flags,
             image.token_generation,
             image.id,
             sequence,
@@ -147,5 +160,16 @@ impl Session {
 pub(crate) fn changed(frame: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     frame[at..at + bytes.len()].copy_from_slice(bytes);
+    frame
+}
+
+/// The same as [`changed`], with the checksum of an IPv4 header without VLAN tags as it has to be then.
+pub(crate) fn changed_ip(frame: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut frame = changed(frame, at, bytes);
+    if frame[12..14] == [0x08, 0x00] {
+        let (header, _) = etherparse::Ipv4Header::from_slice(&frame[ETHERNET..]).unwrap();
+        frame[ETHERNET + 10..ETHERNET + 12]
+            .copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+    }
     frame
 }

@@ -6,10 +6,10 @@
 //! | `ext` | 198.51.100.1, 2001:db8:51::1 | triggers come from here; `ONE_ARMED` devices too |
 //! | `int` | 10.64.0.1, fd00:64::1 | devices |
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use push_common::verdict::Verdict;
-use push_ctl::dataplane::{Dataplane, Nic, Settings};
+use push_ctl::dataplane::{Dataplane, Gtpu, Nic, Settings};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,7 +28,16 @@ pub(crate) const ONE_ARMED_MAC: [u8; 6] = [2, 0, 0, 0, 1, 7];
 pub(crate) struct Gateway {
     pub(crate) dataplane: Dataplane,
     pub(crate) settings: Settings,
-    pub(crate) _state: tempfile::TempDir,
+    pub(crate) _state: BpfFolder,
+}
+
+/// A folder with a bpffs in it, which is unmounted with it.
+pub(crate) struct BpfFolder(tempfile::TempDir);
+
+impl Drop for BpfFolder {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
 }
 
 impl Gateway {
@@ -86,7 +95,7 @@ impl Gateway {
         Self {
             dataplane,
             settings,
-            _state: state,
+            _state: BpfFolder(state),
         }
     }
 
@@ -137,6 +146,12 @@ impl Gateway {
         self.counters().values().map(|(packets, _)| packets).sum()
     }
 
+    /// Acknowledgements that all NICs have timed.
+    pub(crate) fn round_trips(&self) -> u64 {
+        let nics = self.dataplane.verdicts().unwrap();
+        nics.iter().flat_map(|nic| nic.round_trips).sum()
+    }
+
     /// By index of NIC and verdict.
     fn counters(&self) -> BTreeMap<(usize, usize), (u64, u64)> {
         let nics = self.dataplane.verdicts().unwrap();
@@ -155,7 +170,6 @@ pub(crate) fn settings(pin_dir: PathBuf) -> Settings {
         pin_dir,
         session_slots: SLOTS,
         trigger_port: TRIGGER_PORT,
-        sources: sources().to_vec(),
         keep_source: false,
         allow_generic: false,
         require_perfmon: true,
@@ -164,13 +178,19 @@ pub(crate) fn settings(pin_dir: PathBuf) -> Settings {
                 name: EXT.into(),
                 ipv4: Some("198.51.100.1".parse().unwrap()),
                 ipv6: Some("2001:db8:51::1".parse().unwrap()),
+                takes_acks: false,
             },
             Nic {
                 name: INT.into(),
                 ipv4: None,
                 ipv6: None,
+                takes_acks: true,
             },
         ],
+        realms: Vec::new(),
+        gtpu: Gtpu::default(),
+        idle_after: None,
+        log_level: tracing::Level::INFO,
     }
 }
 

@@ -4,7 +4,10 @@
 //! | --- | --- |
 //! | [`refusals`] | which packets are refused, frame by frame |
 //! | [`verdicts`] | what becomes of those that aren't |
+//! | [`framing`] | any framing in, any framing out |
+//! | [`policies`] | what applications may do, and what devices answer |
 //! | [`attachment`] | how the program gets onto NICs, and survives |
+//! | [`model`] | that the program does what a second path, written from the documents, does |
 //! | [`delivery`] | triggers from socket to socket, through namespaces |
 //! | [`provisioning`] | devices and application servers, played by libcoap and curl |
 //! | [`coap`] | the internal interface in detail |
@@ -17,7 +20,10 @@ mod coap;
 mod command_line;
 mod datagram;
 mod delivery;
+mod framing;
 mod gateway;
+mod model;
+mod policies;
 mod provisioning;
 mod refusals;
 mod story;

@@ -69,23 +69,17 @@ fn a_datagram_without_checksum_stays_one() {
 fn a_damaged_datagram_still_looks_damaged_afterwards() {
     Gateway::run(|mut gateway| {
         let mut session = Session::new(1, DEVICES[0]).installed(&mut gateway);
-        let sent = session.datagram(b"x");
-        for checksum_at in [ETHERNET + 10, ETHERNET + IPV4 + 6] {
-            let sent = Datagram {
-                payload: session.trigger(b"x"),
-                ..sent.clone()
-            };
+        let checksum = ETHERNET + IPV4 + 6..ETHERNET + IPV4 + 8;
+        for damaged_at in checksum.clone() {
+            let sent = session.datagram(b"x");
             let frame = sent.frame();
-            let damaged = changed(&frame, checksum_at, &[frame[checksum_at] ^ 0x10]);
+            let damaged = changed(&frame, damaged_at, &[frame[damaged_at] ^ 0x10]);
             let (verdict, out) = gateway.send(EXT, &damaged);
             assert_eq!(verdict, Verdict::Redirected);
             let right = session.delivered(&sent, (INT_MAC, DEVICE_MAC)).frame();
-            assert_ne!(
-                out[checksum_at..checksum_at + 2],
-                right[checksum_at..checksum_at + 2]
-            );
+            assert_ne!(out[checksum.clone()], right[checksum.clone()]);
             assert_eq!(
-                changed(&out, checksum_at, &right[checksum_at..checksum_at + 2]),
+                changed(&out, checksum.start, &right[checksum.clone()]),
                 right
             );
         }
@@ -307,7 +301,7 @@ fn the_kernels_routes_decide_where_a_trigger_goes() {
 }
 
 #[test]
-fn without_forwarding_nothing_is_forwarded_and_a_warning_says_so() {
+fn what_the_kernel_needs_to_help_out_is_warned_of() {
     Gateway::run(|mut gateway| {
         assert_eq!(gateway.dataplane.warnings(), [] as [&str; 0]);
         sh(
@@ -316,10 +310,7 @@ fn without_forwarding_nothing_is_forwarded_and_a_warning_says_so() {
         for (slot, device) in (1..).zip(DEVICES) {
             let mut session = Session::new(slot, device).installed(&mut gateway);
             let frame = session.datagram(b"").frame();
-            assert_eq!(
-                gateway.send(EXT, &frame),
-                (Verdict::ForwardingDisabled, frame)
-            );
+            assert_eq!(gateway.send(EXT, &frame).0, Verdict::Redirected);
         }
         let warnings = gateway.dataplane.warnings();
         assert_eq!(warnings.len(), 3, "{warnings:?}");
@@ -350,31 +341,12 @@ fn the_kernel_gets_a_rewritten_trigger_while_the_next_hop_is_unknown() {
 }
 
 #[test]
-fn a_record_in_the_middle_of_a_change_is_not_used() {
+fn a_next_hop_that_is_not_there_is_a_bug_and_says_so() {
     Gateway::run(|mut gateway| {
         let mut session = Session::new(1, DEVICES[0]).installed(&mut gateway);
-        let flags_at = 15;
-        poke_record(&gateway, 1, flags_at, 4);
-        assert_eq!(
-            gateway.send(EXT, &session.datagram(b"").frame()).0,
-            Verdict::SessionChanging
-        );
-        // What a controller that died then would find, the next one mends.
-        let mut session = session.installed(&mut gateway);
-        assert_eq!(
-            gateway.send(EXT, &session.datagram(b"").frame()).0,
-            Verdict::Redirected
-        );
-    });
-}
-
-#[test]
-fn a_source_that_is_not_there_is_a_bug_and_says_so() {
-    Gateway::run(|mut gateway| {
-        let mut session = Session::new(1, DEVICES[0]).installed(&mut gateway);
-        let source_at = 10;
-        for source in [63, 64] {
-            poke_record(&gateway, 1, source_at, source);
+        let next_hop_at = 11; // The high byte.
+        for next_hop in [0x3F, 0xFF] {
+            poke_record(&gateway, 1, next_hop_at, next_hop);
             assert_eq!(
                 gateway.send(EXT, &session.datagram(b"").frame()).0,
                 Verdict::MissingConfiguration
@@ -383,18 +355,23 @@ fn a_source_that_is_not_there_is_a_bug_and_says_so() {
     });
 }
 
-/// Every verdict has a row above, but for the one that takes a race to get: losing a replay word to
-/// another CPU many times in a row.
+/// Every verdict has a row, but for those that take a race or a driver of another kind to get.
 #[test]
 fn every_verdict_is_expected_by_a_row() {
-    let rows = concat!(include_str!("verdicts.rs"), include_str!("refusals.rs"));
+    let rows = concat!(
+        include_str!("verdicts.rs"),
+        include_str!("refusals.rs"),
+        include_str!("framing.rs"),
+        include_str!("policies.rs")
+    );
     let named = |verdict: &Verdict| rows.contains(&format!("Verdict::{verdict:?}"));
     let missing: BTreeSet<_> = Verdict::ALL
         .iter()
         .filter(|verdict| !named(verdict))
         .map(|verdict| verdict.label())
         .collect();
-    assert_eq!(missing, BTreeSet::from(["replay_contended"]));
+    let races_and_drivers = ["contended", "session_changing", "not_linear", "no_headroom"];
+    assert_eq!(missing, BTreeSet::from(races_and_drivers));
 }
 
 #[test]
@@ -448,7 +425,7 @@ fn the_program_stays_small() {
                 "{nic}: {verified} instructions verified, {machine_code_bytes} bytes of machine code"
             );
             assert!(
-                verified <= 11_000,
+                verified <= 30_000,
                 "{nic}: {verified} instructions verified"
             );
         }
