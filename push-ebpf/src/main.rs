@@ -19,26 +19,27 @@
 #![expect(unsafe_code, reason = "helpers, maps and frames are raw memory")]
 #![warn(clippy::arithmetic_side_effects)]
 
+mod ack;
 mod datagram;
+mod outbound;
 mod packet;
 mod shared;
 mod tell;
 
+use ack::PendingWords;
 use aya_ebpf::bindings::{self, xdp_action};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
-use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_redirect};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_redirect};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
-use datagram::{
-    Address, Datagram, Link, NO_CHECKSUM, Notes, OWN_HOP_LIMIT, Outbound, PendingWords, UDP_LEN,
-};
+use datagram::{Address, Datagram, Link, NO_CHECKSUM, UDP_LEN};
+use outbound::Outbound;
 use packet::Frame;
 use push_common::maps::{
     AckKey, Counters, DEFAULT_SESSION_SLOTS, EgressRecord, EventKind, Hop, MAX_EGRESSES,
-    MAX_NEXT_HOPS, MAX_NICS, MAX_PENDING_ACKS, MAX_POLICIES, MAX_SOURCE_PREFIXES, Meta,
-    NextHopRecord, NicConfig, PendingAck, PolicyRecord, PreviousKey, ROUND_TRIP_CLASSES,
-    SessionControl, SessionRecord, SourcePrefix, VERDICT_SLOTS, round_trip_class, tick_of,
+    MAX_NEXT_HOPS, MAX_NICS, MAX_POLICIES, MAX_SOURCE_PREFIXES, Meta, NextHopRecord, NicConfig,
+    PolicyRecord, PreviousKey, SessionControl, SessionRecord, SourcePrefix, VERDICT_SLOTS, tick_of,
 };
 use push_common::replay::{self, Offer};
 use push_common::tag::{self, Mac, TagKey};
@@ -86,16 +87,24 @@ static POLICIES: Array<PolicyRecord, { MAX_POLICIES as usize }> = Array::new();
 static ALLOWED_SOURCES: LpmTrie<SourcePrefix, u8, { MAX_SOURCE_PREFIXES as usize }> =
     LpmTrie::new();
 
-/// Triggers whose acknowledgement is waited for.
-#[btf_map(name = "push_pending")]
-static PENDING_ACKS: LruHashMap<AckKey, PendingAck, { MAX_PENDING_ACKS as usize }> =
-    LruHashMap::new();
-
 /// Packets and bytes by verdict, for each NIC.
 #[btf_map(name = "push_counters")]
 static COUNTERS: PerCpuArray<Counters, { MAX_NICS as usize }> = PerCpuArray::new();
 
-/// What is noted about a packet while it is looked at.
+/// What a CPU notes about the packet it is at. What is read and what is written meet here only: there is
+/// no case for a pair of framings.
+///
+/// It is kept in a map, as the stack has 512 bytes only. That [`Datagram::parse`] and [`Outbound::write`]
+/// are functions of their own for the verifier, and that it doesn't remember what is in maps, keeps
+/// it from going through the rest of the program once for each framing.
+#[repr(C)]
+struct Notes {
+    datagram: Datagram,
+    outbound: Outbound,
+    pending: PendingWords,
+}
+
+/// One for each CPU.
 #[btf_map(name = "push_notes")]
 static NOTES: PerCpuArray<Notes, 1> = PerCpuArray::new();
 
@@ -296,11 +305,11 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
 
     if !is_trigger {
         // Acknowledgement: counted once, and on to the server if that wants to know.
-        settle(&key, session, pending)?;
+        ack::settle(&key, session, pending)?;
         if !policy.has(PolicyRecord::RETURN_ACKS) {
             return Ok(Verdict::AckCounted);
         }
-        let interface = turn_around(pending, outbound, datagram.traffic_class);
+        let interface = ack::turn_around(pending, outbound, datagram.traffic_class);
         // SAFETY: none of the references above is used from here on.
         unsafe { outbound.write(frame, datagram) }?;
         // SAFETY: has no requirements.
@@ -386,7 +395,7 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
         tell(EventKind::FirstAfterIdle, id, datagram);
     }
     if flags.asks_for_acknowledgement() {
-        expect_acknowledgement(&key, context, datagram, pending);
+        ack::expect(&key, context, datagram, pending);
     }
 
     // Send: the same payload in new headers.
@@ -536,97 +545,6 @@ fn wake_once(
         }
     }
     Err(Verdict::Contended)
-}
-
-/// Notes the way back to the server of a trigger, for its acknowledgement.
-#[inline(always)]
-fn expect_acknowledgement(
-    key: &AckKey,
-    context: &XdpContext,
-    datagram: &Datagram,
-    pending: &mut PendingWords,
-) {
-    let [m0, m1, m2] = datagram.link.reversed_macs().map(u64::from);
-    let [t0, t1] = datagram.link.tags.map(u64::from);
-    let [s0, s1] = datagram.source_port.map(u64::from);
-    let [d0, d1] = datagram.destination_port.map(u64::from);
-    *pending = [
-        // SAFETY: has no requirements.
-        unsafe { bpf_ktime_get_ns() },
-        datagram.source[0],
-        datagram.source[1],
-        datagram.destination[0],
-        datagram.destination[1],
-        t0 | t1 << 32,
-        context.ingress_ifindex() as u64
-            | s0 << 32
-            | s1 << 40
-            | (datagram.link.tag_count as u64) << 48
-            | u64::from(datagram.is_v6) << 56,
-        m0 | m1 << 32,
-        m2 | d0 << 32 | d1 << 40,
-    ];
-    // If there is no room, there will be no acknowledgement; the trigger goes on all the same.
-    let _ = PENDING_ACKS.insert(key, bytemuck::must_cast_ref::<_, PendingAck>(&*pending), 0);
-}
-
-/// Counts an acknowledgement that is waited for, and stops waiting; what was noted with it is `pending`
-/// then.
-#[inline(always)]
-fn settle(key: &AckKey, session: Session, pending: &mut PendingWords) -> Result<(), Verdict> {
-    let noted = PENDING_ACKS.get_ptr(key).ok_or(Verdict::AckUnexpected)?;
-    // SAFETY: an entry stays in memory while the program runs. If it has been used for another trigger
-    // meanwhile, removing it will fail.
-    *pending = unsafe { load(noted.cast()) };
-    // Of two CPUs, one succeeds.
-    PENDING_ACKS
-        .remove(key)
-        .map_err(|_| Verdict::AckUnexpected)?;
-    // SAFETY: has no requirements.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
-    let round_trip_us = (now_ns.wrapping_sub(pending[0]) / 1000).min(u64::from(u32::MAX)) as u32;
-    session.acknowledged(round_trip_us);
-    if let Some(counters) = counters() {
-        let class = round_trip_class(round_trip_us);
-        // The compiler knows the bound, the verifier doesn't: it has to see a mask.
-        // SAFETY: a local is valid and aligned.
-        let class = unsafe { load(&raw const class) } & (ROUND_TRIP_CLASSES - 1);
-        // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
-        unsafe {
-            let count = &mut (*counters).round_trips[class];
-            *count = count.wrapping_add(1);
-        }
-    }
-    Ok(())
-}
-
-/// Makes `outbound` the datagram to the server that waits for an acknowledgement, the way its trigger
-/// came. Returns the index of the NIC.
-#[inline(always)]
-fn turn_around(pending: &PendingWords, outbound: &mut Outbound, traffic_class: u8) -> u32 {
-    let [
-        _,
-        server_0,
-        server_1,
-        gateway_0,
-        gateway_1,
-        tags,
-        nic,
-        macs,
-        more,
-    ] = *pending;
-    outbound.link.macs = [macs as u32, (macs >> 32) as u32, more as u32];
-    outbound.link.tags = [tags as u32, (tags >> 32) as u32];
-    outbound.link.tag_count = (nic >> 48 & 3) as usize;
-    outbound.has_tunnel = false;
-    outbound.is_v6 = nic >> 56 != 0;
-    outbound.source = [gateway_0, gateway_1];
-    outbound.destination = [server_0, server_1];
-    outbound.source_port = [(more >> 32) as u8, (more >> 40) as u8];
-    outbound.destination_port = [(nic >> 32) as u8, (nic >> 40) as u8];
-    outbound.hop_limit = OWN_HOP_LIMIT;
-    outbound.traffic_class = traffic_class;
-    nic as u32
 }
 
 /// Counts a packet of `length` bytes.
