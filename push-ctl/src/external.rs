@@ -169,7 +169,7 @@ struct Validated {
     authorised: bool,
     /// What to write into triggers as the token generation.
     token_generation: u8,
-    /// Where to send triggers: addresses of the IP version by which the device is reached.
+    /// Where to send triggers; first the addresses of the IP version by which the device is reached.
     #[schema(value_type = Vec<String>, example = json!(["198.51.100.1"]))]
     trigger_addresses: Vec<IpAddr>,
     /// UDP port to send them to.
@@ -229,14 +229,13 @@ async fn validate(
         debug!(session = %id, %refusal, "a validation was refused");
         problem(refusal)
     })?;
-    let reachable = gateway.triggers.addresses.iter().copied();
+    let mut trigger_addresses = gateway.triggers.addresses.clone();
+    trigger_addresses.sort_by_key(|address| address.is_ipv4() != authorisation.device.is_ipv4());
     Ok(Json(Validated {
         session_id: id.to_string(),
         authorised: true,
         token_generation: authorisation.token_generation,
-        trigger_addresses: reachable
-            .filter(|address| address.is_ipv4() == authorisation.device.is_ipv4())
-            .collect(),
+        trigger_addresses,
         trigger_port: gateway.triggers.port,
         expires_in_s: authorisation.expires_in.as_secs(),
     }))

@@ -24,7 +24,7 @@ pub(super) fn load(settings: &Settings, config: &NicConfig) -> Result<Ebpf> {
     loader.override_global(aya_log::LEVEL, &level, true);
     let mut program = loader
         .map_max_entries(SESSIONS, settings.session_slots)
-        .map_max_entries(PREVIOUS_KEYS, settings.session_slots)
+        .map_max_entries(PREVIOUS_KEYS, previous_keys(settings.session_slots))
         .override_global(NIC_CONFIG, &config, true)
         .load(OBJECT)
         .map_err(|error| match io_error(&error) {
@@ -56,6 +56,13 @@ pub(super) fn load(settings: &Settings, config: &NicConfig) -> Result<Ebpf> {
         other => anyhow!(other).context("cannot load the XDP program"),
     })?;
     Ok(program)
+}
+
+/// Rotated tokens that can be valid at the same time. Their map takes 16 bytes for each, used or not.
+const fn previous_keys(session_slots: u32) -> u32 {
+    const FEW: u32 = 1024;
+    let part = session_slots / 16;
+    if part > FEW { part } else { FEW }
 }
 
 /// As the program counts levels: from 1 for errors to 5 for everything.

@@ -10,8 +10,8 @@ use std::{fs, io};
 /// Where bpffs is by convention.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The oldest kernel that has all helpers the program calls: `bpf_loop` came with 5.17.
-const MINIMUM_KERNEL: (u32, u32) = (5, 17);
+/// The oldest kernel that has all helpers the program calls: `bpf_xdp_get_buff_len` came with 5.18.
+const MINIMUM_KERNEL: (u32, u32) = (5, 18);
 
 /// What a program costs that the verifier guards against speculation, as it does without `CAP_PERFMON`.
 const SLOW: &str =
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(kernel_version("6.18.44-generic"), Some((6, 18)));
         assert_eq!(kernel_version("5.4"), Some((5, 4)));
         assert!(kernel_version("5.9.1").unwrap() < MINIMUM_KERNEL);
-        assert!(kernel_version("5.17.0-rc1").unwrap() >= MINIMUM_KERNEL);
+        assert!(kernel_version("5.18.0-rc1").unwrap() >= MINIMUM_KERNEL);
         assert_eq!(kernel_version("unknown"), None);
     }
 

@@ -77,8 +77,8 @@ async fn a_token_is_validated_or_refused_with_a_cause() {
     );
     assert_eq!(
         answer.trigger_addresses,
-        ["198.51.100.1".parse::<IpAddr>().unwrap()],
-        "those of the device's IP version"
+        ["198.51.100.1", "2001:db8:51::1"].map(|address| address.parse::<IpAddr>().unwrap()),
+        "those of the device's IP version first"
     );
 
     problem_of(

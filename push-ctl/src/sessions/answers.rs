@@ -108,7 +108,7 @@ pub struct Authorisation {
     pub id: SessionId,
     /// Which of its tokens was validated.
     pub token_generation: u8,
-    /// Address of the device; triggers have to come by its IP version.
+    /// Address of the device.
     pub device: IpAddr,
     /// From now until it expires, unless the registration is refreshed.
     pub expires_in: Duration,
