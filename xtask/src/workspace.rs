@@ -32,8 +32,18 @@ pub fn target() -> PathBuf {
 #[must_use]
 pub fn cargo() -> Command {
     let mut command = child::command("cargo");
-    // `cargo run` sets it for the program it starts; rustc finds its own libraries without.
+    // `cargo run` sets these for the program it starts. rustc finds its own libraries without; and build
+    // scripts that look at what package they are of would run again, after a build by hand.
     command.env_remove("LD_LIBRARY_PATH").current_dir(root());
+    for (name, _) in env::vars_os() {
+        let of_package = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+        if of_package
+            .iter()
+            .any(|start| name.to_string_lossy().starts_with(start))
+        {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

@@ -136,6 +136,16 @@ fn cannot_read(path: &Path, error: &io::Error) -> Failure {
     Failure::new(format!("can't read {}: {error}", path.display()))
 }
 
+/// The time as a sequence number. Waits for it to begin, so that whoever sends two triggers one after the
+/// other sends the second one with another number.
+fn next_sequence() -> u64 {
+    let next = sequence_now() + 1;
+    while sequence_now() < next {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    next
+}
+
 fn sequence_now() -> u64 {
     let since_epoch = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
