@@ -16,21 +16,22 @@ mod netlink;
 mod next_hops;
 mod pins;
 mod policies;
+mod probe;
 mod settings;
 mod table;
 
 pub use events::Told;
+pub use probe::Prober;
 pub use settings::{
     Gtpu, Nic, NicCounters, NicStatus, Policy, Rate, Realm, RealmLink, SessionCounters,
     SessionImage, Settings, TestRun, Tunnel,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use attach::{attach, detach_others, load, xdp};
+use attach::{attach, detach_others, load};
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use aya::programs::links::FdLink;
-use aya::programs::{TestRun as _, TestRunOptions};
 use events::Events;
 use next_hops::{Asker, NextHopTable, NextHops, Target, TunnelEnds, Watch};
 use pins::{adoptable, assign_nic_indices, pinned_map, write_meta};
@@ -44,6 +45,7 @@ use push_common::wire::SessionId;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 use table::SessionTable;
 
@@ -56,7 +58,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pu
 /// The attached program and its maps.
 pub struct Dataplane {
     settings: Settings,
-    attached: Vec<Attached>,
+    attached: Vec<Arc<Attached>>,
     sessions: SessionTable,
     previous_keys: HashMap<MapData, u32, PreviousKeyBytes>,
     next_hops: NextHops,
@@ -145,7 +147,8 @@ impl Dataplane {
 
         let mut attached = Vec::new();
         for ((nic, config, program), interface) in programs.into_iter().zip(interfaces) {
-            attached.push(attach(&settings, nic, interface, config, program, &mut warnings).await?);
+            let program = attach(&settings, nic, interface, config, program, &mut warnings).await?;
+            attached.push(Arc::new(program));
         }
         detach_others(&settings)?;
         Ok(Self {
@@ -454,26 +457,25 @@ impl Dataplane {
     ///
     /// There is no such NIC, or the kernel refuses to (a frame has to have at least 14 bytes).
     pub fn test_run(&mut self, nic: &str, frame: &[u8]) -> Result<TestRun> {
-        let attached = self
-            .attached
-            .iter_mut()
-            .find(|attached| attached.nic.name == nic)
-            .with_context(|| format!("not attached to {nic}"))?;
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context = [0, u32::try_from(frame.len())?, 0, attached.interface, 0, 0];
-        let mut out = vec![0; frame.len() + 256];
-        let result = xdp(&mut attached.program)?.test_run(TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ctx_in: Some(bytemuck::bytes_of(&context)),
-            ..TestRunOptions::new()
-        })?;
-        out.truncate(result.data_size_out as usize);
+        let mut out = Vec::new();
+        let (action, duration) = self.prober(nic)?.run(frame, &mut out)?;
         Ok(TestRun {
-            action: result.return_value,
+            action,
             frame: out,
-            duration: result.duration,
+            duration,
         })
+    }
+
+    /// The program of a NIC, to run it on other threads as [`Dataplane::test_run`] does on this one.
+    ///
+    /// # Errors
+    ///
+    /// There is no such NIC.
+    pub fn prober(&self, nic: &str) -> Result<Prober> {
+        let mut all = self.attached.iter();
+        all.find(|attached| attached.nic.name == nic)
+            .map(|attached| Prober(Arc::clone(attached)))
+            .with_context(|| format!("not attached to {nic}"))
     }
 
     /// Instructions that the verifier went through, and bytes of machine code, of the program of
@@ -484,9 +486,9 @@ impl Dataplane {
     /// The kernel can't be asked.
     pub fn program_size(&mut self) -> Result<Vec<(String, u32, u32)>> {
         self.attached
-            .iter_mut()
+            .iter()
             .map(|attached| {
-                let info = xdp(&mut attached.program)?.info()?;
+                let info = probe::program(attached)?.info()?;
                 let verified = info.verified_instruction_count().unwrap_or(0);
                 Ok((attached.nic.name.clone(), verified, info.size_jitted()))
             })
