@@ -25,6 +25,7 @@ mod gateway;
 mod model;
 mod policies;
 mod provisioning;
+mod races;
 mod refusals;
 mod story;
 mod verdicts;

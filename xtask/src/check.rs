@@ -108,6 +108,15 @@ fn cargo_step(name: &str, arguments: &[&str]) -> Result<()> {
 }
 
 fn run_tests(arguments: &[String], environment: &[(&str, String)]) -> Result<()> {
+    run_tests_heard(arguments, environment, |_| ())
+}
+
+/// The same; `hear` gets each line that the tests say, too.
+pub(crate) fn run_tests_heard(
+    arguments: &[String],
+    environment: &[(&str, String)],
+    mut hear: impl FnMut(&str),
+) -> Result<()> {
     let started = Instant::now();
     let mut command = workspace::cargo();
     command
@@ -129,6 +138,7 @@ fn run_tests(arguments: &[String], environment: &[(&str, String)]) -> Result<()>
     for said in BufReader::new(cargo.stdout.take().context("stdout was piped")?).lines() {
         let said = said.with_context(|| format!("cannot read what `{line}` says"))?;
         tally.take(&said);
+        hear(&said);
         println!("{said}");
     }
     let status = cargo.wait()?;

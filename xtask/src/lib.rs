@@ -8,6 +8,7 @@
 //! | [`clients`] | libcoap's client, curl and the operator, who play the parties |
 //! | [`demo`] | the whole story in a minute, told and checked |
 //! | [`check`] | the tests, and what CI runs |
+//! | [`soak`] | what goes wrong seldom, looked for at length |
 //! | [`bench`] | the benchmarks, and the statistics they share |
 //!
 //! This crate builds with rustup's stable toolchain and nothing else: it is what fetches the rest.
@@ -21,5 +22,6 @@ pub mod clients;
 pub mod demo;
 pub mod lab;
 pub mod setup;
+pub mod soak;
 pub mod traffic;
 pub mod workspace;

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use xtask::bench::Suite;
-use xtask::{bench, check, demo, lab, setup};
+use xtask::soak::Race;
+use xtask::{bench, check, demo, lab, setup, soak};
 
 /// Tasks of the workspace. Each of them first sets up what it needs.
 #[derive(Parser)]
@@ -55,6 +56,16 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Races of two CPUs for one session, and of triggers against changes to it: each tens of thousands of times
+    /// to a hundred million times, or for as long as one likes.
+    Soak {
+        /// How long all of it takes, such as 10m, instead of the full count.
+        #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+        time: Option<Duration>,
+        /// Which races to run; all of them, if none is named.
+        #[arg(long, value_enum, value_name = "NAME")]
+        only: Vec<Race>,
+    },
     /// What CI runs: format, lints, build, tests, demo.
     Ci,
 }
@@ -93,6 +104,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { arguments } => check::test(&arguments),
         Task::Bench { suites, json } => bench::run(&suites, json.as_deref()),
         Task::Fuzz { time, seed } => check::fuzz(time, seed),
+        Task::Soak { time, only } => soak::run(time, &only),
         Task::Ci => check::ci(),
     }
 }
