@@ -44,10 +44,10 @@ pub(super) fn run(order: Order, mut course: Course) {
             let before = Ledger::of(&gateway.dataplane);
             let round = offer(&relay, &session, first..first + offers / 2, order);
             first += offers / 2;
+            assert_eq!((round.twice, round.lost), (0, 0), "twice, lost");
             let replayed = (Verdict::Replayed, round.offers - round.once);
             let expected = [(Verdict::Redirected, round.once), replayed];
             before.demand(&gateway.dataplane, Template::new(&session).len(), &expected);
-            assert_eq!((round.twice, round.lost), (0, 0), "twice, lost");
             tally.add(&round);
             gateway.dataplane.events();
         }
