@@ -260,6 +260,10 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
     } = session
         .image(staged)
         .ok_or(or_not_ours(Verdict::SessionChanging))?;
+    // Its owner may have gone meanwhile: then this is half his, or of another one.
+    if session.generation() != id.generation() {
+        return Err(unknown());
+    }
     let next_hop = NEXT_HOPS
         .get(u32::from(control.next_hop))
         .ok_or(or_not_ours(Verdict::MissingConfiguration))?;
