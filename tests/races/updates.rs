@@ -400,8 +400,7 @@ pub(super) fn routes(mut course: Course) {
                 let changed = async { tokio::time::timeout(limit, dataplane.changed()).await };
                 runtime
                     .block_on(changed)
-                    .expect("the kernel tells of a route")
-                    .unwrap();
+                    .expect("the kernel tells of a route");
             };
             let dataplane = &mut dataplane;
             let (arrivals, ()) = race(

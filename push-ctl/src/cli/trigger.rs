@@ -69,7 +69,7 @@ pub(super) fn send(send: &Send) -> Result<Output, Failure> {
         Some(path) => std::fs::read(path).map_err(|error| cannot_read(path, &error))?,
         None => send.payload.clone().into_bytes(),
     };
-    let sequence = send.sequence.unwrap_or_else(sequence_now);
+    let sequence = send.sequence.unwrap_or_else(next_sequence);
     let header = TriggerHeader::sign(
         token.key(),
         send.flags(),
