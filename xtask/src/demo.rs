@@ -1,21 +1,26 @@
 //! `cargo xtask demo`: the whole story on this machine's kernel, told and checked.
 
+mod acknowledged;
 mod ledger;
 mod outage;
+mod realms;
 mod refusals;
+mod rules;
+mod scene;
 mod stage;
+mod vlan;
 mod volley;
 
 use crate::clients::{Clients, Granted};
 use crate::lab::{
     APPLICATION, DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Lab, Options, Party, by_hand::PREFIX,
 };
-use crate::traffic::{Received, Sink};
 use crate::{child, setup, workspace};
 use anyhow::{Context, Result};
-use push_common::wire::TriggerHeader;
+use scene::{App, Device, Scene};
 use serde_json::Value;
-use stage::{Stage, grouped};
+use stage::Stage;
+use std::mem;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -34,7 +39,7 @@ const APP: &str = "weather";
 /// Kernel's number for an XDP program that the driver itself runs (`XDP_ATTACHED_DRV`).
 const ATTACHED_DRIVER: u64 = 1;
 
-/// How long a single datagram may take.
+/// How long a single datagram may take, or a change until it holds.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Tells the story; with `keep`, leaves the lab up.
@@ -49,7 +54,7 @@ pub fn run(keep: bool) -> Result<()> {
     let started = Instant::now();
     let options = Options {
         device_addresses: vec![format!("{}/16", outage::VISITOR)],
-        ..Options::new(PREFIX, &push_ctl)
+        ..Options::with_realms(PREFIX, &push_ctl)
     };
     let lab = Lab::up(&options)?;
     let told = tell(&lab, &push_ctl);
@@ -68,107 +73,138 @@ pub fn run(keep: bool) -> Result<()> {
 }
 
 fn tell(lab: &Lab, push_ctl: &Path) -> Result<()> {
-    let mut stage = Stage::new(push_ctl.to_owned());
-    let stage = &mut stage;
+    let stage = Stage::new(push_ctl.to_owned());
     let show = stage.narrator();
-    let clients = Clients::new(lab, &show)?;
-    the_gateway_is_up(lab, stage)?;
+    let came_in_before = ledger::came_in(lab)?;
+    let mut scene = Scene {
+        clients: Clients::new(lab, &show)?,
+        stage,
+        volleys: Volleys::new(lab),
+        push_ctl,
+    };
+    the_gateway_is_up(lab, &mut scene.stage)?;
 
-    stage.step("The operator adds an application; its server gets a key");
-    let app_key = clients.add_app(APP)?;
+    scene
+        .stage
+        .step("The operator adds an application; its server gets a key");
+    let app = App::add(&scene, APP)?;
 
-    stage.step("Two devices register over CoAP, one by IPv4, one by IPv6; libcoap's client proves its address");
-    let names = ["phone-4", "phone-6"];
-    let mut registrations = Vec::new();
-    for ((name, source), gateway) in names.into_iter().zip(DEVICE).zip(GATEWAY_INSIDE.map(host)) {
-        let query = format!("ep={name}&lt=3600");
-        let registration = clients.register(Party::Device, source, &gateway, &query)?;
-        stage.say(format!(
-            "registration {registration}: the device is in the first operative state"
+    scene.stage.step("Two devices register over CoAP, one by IPv4, one by IPv6; libcoap's client proves its address");
+    let phone = |scene: &Scene, name, family| {
+        let device = Device::register(
+            scene,
+            Party::Device,
+            name,
+            (DEVICE[family], GATEWAY_INSIDE[family]),
+        )?;
+        scene.stage.say(format!(
+            "registration {}: the device is in the first operative state",
+            device.registration
         ));
-        registrations.push(registration);
-    }
+        Ok::<_, anyhow::Error>(device)
+    };
+    let phones = [phone(&scene, "phone-4", 0)?, phone(&scene, "phone-6", 1)?];
 
-    stage.step("Their apps ask for sessions");
-    let request = |stage: &Stage, family: usize, instance: &str, port| {
-        let device = (
-            DEVICE[family],
-            &*host(GATEWAY_INSIDE[family]),
-            &*registrations[family],
-        );
-        let session = clients.request_session(Party::Device, device, (APP, instance, port))?;
-        stage.say(format!(
+    scene.stage.step("Their apps ask for sessions");
+    let request = |scene: &Scene, phone: &Device, instance: &str, port| {
+        let session = phone.session(scene, &app, instance, port)?;
+        scene.stage.say(format!(
             "session {}, and its token, handed out this once",
             session.id
         ));
         Ok::<_, anyhow::Error>(session)
     };
-    let look = request(stage, 0, "look", LOOK_PORT)?;
+    let mut look = Vec::new();
     let mut many = [Vec::new(), Vec::new()];
-    for (family, instance) in [(0, "home"), (0, "work"), (1, "home"), (1, "work")] {
-        many[family].push(request(stage, family, instance, MANY_PORT)?);
+    for (phone, many) in phones.iter().zip(&mut many) {
+        look.push(request(&scene, phone, "look", LOOK_PORT)?);
+        many.push(request(&scene, phone, "home", MANY_PORT)?);
+        many.push(request(&scene, phone, "work", MANY_PORT)?);
     }
 
-    stage.step("The application server, outside, proves that it holds the tokens");
-    for (family, session) in [(0, &look)].into_iter().chain(with_family(&many)) {
-        clients.authorise(&host(GATEWAY_OUTSIDE[family]), &app_key, session)?;
-        stage.say(format!(
+    scene
+        .stage
+        .step("The application server, outside, proves that it holds the tokens");
+    for (family, session) in with_family(&many).chain(look.iter().enumerate()) {
+        scene
+            .clients
+            .authorise(&host(GATEWAY_OUTSIDE[family]), &app.key, session)?;
+        scene.stage.say(format!(
             "session {} is authorised, and only now known to the data plane",
             session.id
         ));
     }
 
-    one_trigger(&clients, stage, push_ctl, &look)?;
+    scene
+        .stage
+        .step("One push trigger, from the application server to the device's private address");
+    let looking = phones[0].push_client(lab, LOOK_PORT, &look[0])?;
+    scene.follow(0, &look[0], "storm warning", &looking)?;
 
-    let lanes = [lane(lab, 0, &many[0])?, lane(lab, 1, &many[1])?];
-    let mut volleys = Volleys::new(lab);
-    stage.step("Many triggers, as fast as the generator makes them");
+    let mut lanes = [lane(lab, 0, &many[0])?, lane(lab, 1, &many[1])?];
+    scene
+        .stage
+        .step("Many triggers, as fast as the generator makes them");
     for (lane, (name, triggers)) in lanes
         .iter()
         .zip([("IPv4, 2 sessions", 300_000), ("IPv6, 2 sessions", 100_000)])
     {
-        volleys.delivered(stage, name, lane, triggers, None)?;
+        scene
+            .volleys
+            .delivered(&scene.stage, name, lane, triggers, None)?;
     }
 
-    stage.step("At the door: who is refused, and why");
-    refusals::at_the_door(&clients, stage, &app_key, &many[0][0], &registrations[0])?;
-    stage.step("On the path: what is dropped in the driver");
-    let extra = |stage: &Stage, instance: &str| request(stage, 0, instance, LOOK_PORT);
-    refusals::on_the_path(&clients, stage, &mut volleys, &lanes[0], &app_key, extra)?;
-
-    stage.step("kill -9 of the controller while triggers keep coming, and a new start");
-    outage::tell(&clients, stage, &mut volleys, &lanes[0], &app_key)?;
-
-    stage.step("What went in and what came out");
-    ledger::print(&volleys.rows);
-    let sent_on: u64 = volleys.rows.iter().map(|row| row.due).sum();
-    let mut received = Received::default();
-    for lane in lanes {
-        let Received {
-            delivered,
-            duplicates,
-            corrupt,
-            foreign,
-        } = lane.sink.finish()?;
-        received.delivered += delivered;
-        received.duplicates += duplicates;
-        received.corrupt += corrupt;
-        received.foreign += foreign;
-    }
-    let Received {
-        delivered,
-        duplicates,
-        corrupt,
-        foreign,
-    } = received;
-    stage.check(
-        received.delivered + outage::VISITOR_TRIGGERS == sent_on && duplicates + corrupt + foreign == 0,
-        format!(
-            "the devices' sinks: {} byte for byte as sent, {duplicates} twice, {corrupt} corrupt, {foreign} foreign",
-            grouped(delivered)
-        ),
+    scene.stage.step(
+        "From one IP version to the other: the server has only the one, the device only the other",
     );
-    ledger::judge(&volleys.rows, stage.failures())
+    let looking_v6 = phones[1].push_client(lab, LOOK_PORT, &look[1])?;
+    scene.follow(0, &look[1], "storm warning, by IPv4", &looking_v6)?;
+    scene.follow(1, &look[0], "storm warning, by IPv6", &looking)?;
+    crossed(&mut scene, &mut lanes)?;
+
+    let meter = realms::tell(&mut scene, &app, (&look[0], &looking))?;
+    vlan::tell(&mut scene, &app, &meter.looking)?;
+    acknowledged::tell(&mut scene, [(&look[0], &looking), (&look[1], &looking_v6)])?;
+    rules::tell(&mut scene, &phones[0])?;
+
+    refusals::at_the_door(&mut scene, &app, &many[0][0], &phones[0].registration)?;
+    refusals::on_the_path(&mut scene, &app, &phones[0], &lanes[0])?;
+    outage::tell(&mut scene, &app, &lanes[0])?;
+    scene.volleys.delivered(
+        &scene.stage,
+        "after that, to the meter",
+        &meter.lane,
+        20_000,
+        None,
+    )?;
+
+    let Scene {
+        mut stage,
+        mut volleys,
+        ..
+    } = scene;
+    stage.step("What went in and what came out");
+    for lane in lanes.into_iter().chain([meter.lane]) {
+        volleys.retire(lane);
+    }
+    volleys.judge_sinks(&mut stage)?;
+    let rows = volleys.into_rows();
+    ledger::print(&rows);
+    ledger::judge_gateway(lab, &mut stage, &rows, &came_in_before)?;
+    ledger::judge(&rows, stage.failures())
+}
+
+/// Each phone gets triggers from the socket that is the other one's.
+fn crossed(scene: &mut Scene, lanes: &mut [Lane; 2]) -> Result<()> {
+    let swap = |[v4, v6]: &mut [Lane; 2]| mem::swap(&mut v4.socket, &mut v6.socket);
+    swap(lanes);
+    for (lane, name) in lanes.iter().zip(["IPv6 in, IPv4 out", "IPv4 in, IPv6 out"]) {
+        scene
+            .volleys
+            .delivered(&scene.stage, name, lane, 50_000, None)?;
+    }
+    swap(lanes);
+    Ok(())
 }
 
 fn the_gateway_is_up(lab: &Lab, stage: &mut Stage) -> Result<()> {
@@ -195,53 +231,10 @@ fn the_gateway_is_up(lab: &Lab, stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// One trigger that the audience can follow.
-fn one_trigger(
-    clients: &Clients,
-    stage: &mut Stage,
-    push_ctl: &Path,
-    session: &Granted,
-) -> Result<()> {
-    stage.step("One push trigger, from the application server to the device's private address");
-    let device = clients
-        .lab
-        .udp_socket(Party::Device, socket_address(DEVICE[0], LOOK_PORT))?;
-    device.set_read_timeout(Some(LIMIT))?;
-    let payload = "storm warning";
-    let gateway = socket_address(GATEWAY_OUTSIDE[0], TRIGGER_PORT).to_string();
-    let mut send = clients.send_trigger(push_ctl, &gateway, session, payload);
-    stage.command(&send);
-    child::output(&mut send)?;
-    let mut datagram = [0; 2048];
-    let (length, source) = device
-        .recv_from(&mut datagram)
-        .context("the trigger did not arrive")?;
-    let (header, arrived) =
-        TriggerHeader::parse(&datagram[..length]).context("what arrived is no trigger")?;
-    stage.say(format!(
-        "{length} bytes at {} from {source}",
-        device.local_addr()?
-    ));
-    stage.check(
-        arrived == payload.as_bytes() && header.verify(session.traffic.key, arrived).is_ok(),
-        format!(
-            "the device reads {:?}, and the tag is the server's",
-            String::from_utf8_lossy(arrived)
-        ),
-    );
-    Ok(())
-}
-
-/// The way of many triggers of one family: from the application server's socket to the device's sink.
+/// The way of many triggers of one family: from the application server's socket to the phone's sink.
 fn lane(lab: &Lab, family: usize, sessions: &[Granted]) -> Result<Lane> {
-    let sessions: Vec<_> = sessions.iter().map(|session| session.traffic).collect();
     let device = lab.udp_socket(Party::Device, socket_address(DEVICE[family], MANY_PORT))?;
-    let sink = Sink::start(device, &sessions).context("cannot start the sink")?;
-    Ok(Lane {
-        socket: server_socket(lab, family)?,
-        sink,
-        sessions,
-    })
+    Lane::new(server_socket(lab, family)?, device, sessions)
 }
 
 /// A socket of the application server, connected to the gateway's trigger address.

@@ -1,4 +1,4 @@
-//! The lab: a gateway, a device and an application server, each in a network namespace of its own,
+//! The lab: a gateway, devices and an application server, each in a network namespace of its own,
 //! linked by veth pairs that run XDP programs natively.
 //!
 //! ```text
@@ -7,7 +7,15 @@
 //!       2001:db8:51::10             2001:db8:51::1
 //!                                   gw-dev 10.64.0.1 ────────── dev0 10.64.0.2
 //!                                          fd00:64::1                fd00:64::2
+//!                                                              <prefix>-met
+//!                                   gw-met 10.64.255.1 ──────── met0 10.64.0.2
+//!                                          10.64.255.2
 //! ```
+//!
+//! The second device is there if [`Options::realms`] is set. It has the address of the first one: what is
+//! behind `gw-met` are networks of their own, the realms "meters" and "cameras". Triggers for the latter go
+//! out in a VLAN, which nothing in the lab terminates, as that takes a kernel with VLAN interfaces: they
+//! are looked at as they arrive at `met0`, and cameras register without a tag.
 //!
 //! What belongs to a lab is found by its prefix alone, so that a lab can be taken down that somebody
 //! else has put up, or that lost its owner: the namespaces `<prefix>-*`, and `/run/<prefix>` with the
@@ -43,6 +51,15 @@ pub const GATEWAY_INSIDE: [&str; 2] = ["10.64.0.1", "fd00:64::1"];
 /// The device's private addresses.
 pub const DEVICE: [&str; 2] = ["10.64.0.2", "fd00:64::2"];
 
+/// Where devices of the realm "meters" register: the gateway's address on a NIC of its own.
+pub const GATEWAY_METERS: &str = "10.64.255.1";
+/// Where devices of the realm "cameras" register, on the same NIC.
+pub const GATEWAY_CAMERAS: &str = "10.64.255.2";
+/// The VLAN in which the realm "cameras" is reached.
+pub const CAMERAS_VLAN: u16 = 100;
+/// MAC address of the router in that VLAN.
+pub const CAMERAS_ROUTER: &str = "02:00:5e:00:53:01";
+
 /// One of the parties.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Party {
@@ -52,16 +69,19 @@ pub enum Party {
     Gateway,
     /// The device, in the operator's network.
     Device,
+    /// Another device, which has the address of the first one, in networks of its own.
+    Meter,
 }
 
 impl Party {
-    const ALL: [Self; 3] = [Self::Application, Self::Gateway, Self::Device];
+    const ALL: [Self; 4] = [Self::Application, Self::Gateway, Self::Device, Self::Meter];
 
     fn suffix(self) -> &'static str {
         match self {
             Self::Application => "app",
             Self::Gateway => "gw",
             Self::Device => "dev",
+            Self::Meter => "met",
         }
     }
 }
@@ -79,6 +99,8 @@ pub struct Options {
     pub config: Config,
     /// Further addresses of the device, such as `10.64.0.3/16`.
     pub device_addresses: Vec<String>,
+    /// Whether [`Party::Meter`] is there.
+    pub realms: bool,
 }
 
 impl Options {
@@ -91,6 +113,17 @@ impl Options {
             daemon: true,
             config: Config::default(),
             device_addresses: Vec::new(),
+            realms: false,
+        }
+    }
+
+    /// The same, with two realms.
+    #[must_use]
+    pub fn with_realms(prefix: &str, push_ctl: &Path) -> Self {
+        Self {
+            realms: true,
+            config: Config::with_realms(),
+            ..Self::new(prefix, push_ctl)
         }
     }
 }
@@ -121,7 +154,7 @@ impl Lab {
             stays: false,
         };
         // From here on, an error drops the lab, and with it whatever is there of it.
-        topology::build(&lab.names, &options.device_addresses)?;
+        topology::build(&lab.names, options)?;
         fs::create_dir_all(lab.names.bpffs())
             .with_context(|| format!("cannot make {}", lab.names.bpffs().display()))?;
         mount(
@@ -428,113 +461,4 @@ impl Names {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::traffic::{Load, Received, Session, Sink};
-    use push_common::tag::TagKey;
-    use push_common::wire::SessionId;
-    use std::sync::atomic::AtomicBool;
-    use std::time::Duration;
-
-    fn without_controller(prefix: &str) -> Lab {
-        Lab::up(&Options {
-            daemon: false,
-            ..Options::new(prefix, Path::new("/nonexistent"))
-        })
-        .unwrap()
-    }
-
-    fn exists(prefix: &str) -> bool {
-        let names = Names::new(prefix).unwrap();
-        names.folder().exists()
-            || Party::ALL
-                .into_iter()
-                .any(|party| names.handle(party).exists())
-            || fs::read_to_string("/proc/mounts")
-                .unwrap()
-                .contains(&format!("/run/{prefix}/"))
-    }
-
-    /// The kernel's own forwarding is enough to see that the parties reach each other.
-    #[test]
-    fn datagrams_pass_from_the_application_to_the_device() {
-        let lab = without_controller("xtask-route");
-        for (from, to) in APPLICATION.iter().zip(DEVICE) {
-            let session = Session {
-                id: SessionId::new(1, 1),
-                key: TagKey::from_bytes([1; 16]),
-                token_generation: 0,
-            };
-            let device = SocketAddr::new(to.parse().unwrap(), 6000);
-            let sink =
-                Sink::start(lab.udp_socket(Party::Device, device).unwrap(), &[session]).unwrap();
-            let server = lab
-                .udp_socket(
-                    Party::Application,
-                    SocketAddr::new(from.parse().unwrap(), 0),
-                )
-                .unwrap();
-            server.connect(device).unwrap();
-            let load = Load {
-                sessions: &[session],
-                first_sequence: 0,
-                triggers: 2000,
-                payload_bytes: 100,
-                rate_per_s: Some(20_000),
-                forged: false,
-            };
-            load.send(&server, &AtomicBool::new(false)).unwrap();
-            assert!(sink.wait_for(2000, Duration::from_secs(10)));
-            assert_eq!(
-                sink.finish().unwrap(),
-                Received {
-                    delivered: 2000,
-                    ..Received::default()
-                }
-            );
-        }
-    }
-
-    #[test]
-    fn two_labs_coexist_and_each_leaves_nothing() {
-        let one = without_controller("xtask-one");
-        let other = without_controller("xtask-other");
-        assert!(exists("xtask-one") && exists("xtask-other"));
-        one.down().unwrap();
-        assert!(!exists("xtask-one") && exists("xtask-other"));
-        drop(other);
-        assert!(!exists("xtask-other"));
-    }
-
-    #[test]
-    fn a_lab_that_lost_its_owner_is_taken_down_by_its_name() {
-        let lab = without_controller("xtask-lost");
-        let mut left_behind = lab
-            .exec_in(Party::Device, "sleep")
-            .arg("1000")
-            .spawn()
-            .unwrap();
-        lab.stay();
-        down("xtask-lost").unwrap();
-        assert!(!exists("xtask-lost"));
-        left_behind.wait().unwrap();
-        down("xtask-lost").unwrap();
-    }
-
-    #[test]
-    fn a_controller_that_does_not_start_is_reported_and_nothing_is_left() {
-        let error = Lab::up(&Options::new("xtask-fail", Path::new("/bin/false"))).unwrap_err();
-        assert!(
-            error.to_string().contains("the controller ended"),
-            "{error:#}"
-        );
-        assert!(!exists("xtask-fail"));
-    }
-
-    #[test]
-    fn a_prefix_that_is_a_path_is_refused() {
-        for prefix in ["", "..", "a/b", "../etc"] {
-            assert!(down(prefix).is_err());
-        }
-    }
-}
+mod tests;

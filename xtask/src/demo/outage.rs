@@ -1,24 +1,24 @@
 //! The controller is killed while triggers keep coming: the data plane doesn't need it.
 
 use super::ledger::{self, FORWARDED};
+use super::scene::{App, Device, Scene};
 use super::stage::{Stage, grouped};
-use super::volley::{Lane, Volleys};
-use super::{APP, GATEWAY_INSIDE, GATEWAY_OUTSIDE, LOOK_PORT, server_socket, socket_address};
+use super::volley::Lane;
+use super::{GATEWAY_INSIDE, GATEWAY_OUTSIDE, LOOK_PORT, server_socket, socket_address};
 use crate::child;
-use crate::clients::{Clients, Granted};
+use crate::clients::Granted;
 use crate::lab::{Lab, Party};
-use crate::traffic::{Load, Sink};
+use crate::traffic::Load;
 use anyhow::{Context, Result, ensure};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{slice, thread};
 
 /// A device that stays for a few seconds only.
 pub(super) const VISITOR: &str = "10.64.0.3";
 
 /// How many triggers it gets in that time.
-pub(super) const VISITOR_TRIGGERS: u64 = 100;
+const VISITOR_TRIGGERS: u64 = 100;
 
 /// For how long it registers.
 const VISIT: Duration = Duration::from_secs(3);
@@ -32,23 +32,24 @@ const WITNESSES: u64 = 20_000;
 /// How long they may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
-pub(super) fn tell(
-    clients: &Clients,
-    stage: &mut Stage,
-    volleys: &mut Volleys,
-    lane: &Lane,
-    app_key: &Path,
-) -> Result<()> {
+pub(super) fn tell(scene: &mut Scene, app: &App, lane: &Lane) -> Result<()> {
+    scene
+        .stage
+        .step("kill -9 of the controller while triggers keep coming, and a new start");
+    let (visitor, visit_ends) = a_visitor(scene, app)?;
+    let Scene {
+        clients,
+        stage,
+        volleys,
+        ..
+    } = scene;
     let lab = clients.lab;
-    let (visitor, visit_ends) = a_visitor(clients, app_key)?;
-    let visitor_lane = Lane {
-        socket: server_socket(lab, 0)?,
-        sink: Sink::start(
-            lab.udp_socket(Party::Device, socket_address(VISITOR, LOOK_PORT))?,
-            &[visitor.traffic],
-        )?,
-        sessions: vec![visitor.traffic],
-    };
+    let visitor_socket = lab.udp_socket(Party::Device, socket_address(VISITOR, LOOK_PORT))?;
+    let visitor_lane = Lane::new(
+        server_socket(lab, 0)?,
+        visitor_socket,
+        slice::from_ref(&visitor),
+    )?;
     volleys.delivered(
         stage,
         "to a device that registered for 3 s",
@@ -87,7 +88,7 @@ pub(super) fn tell(
         "while it was killed and started",
         lane,
         since,
-        sent,
+        (sent, sent.triggers),
         FORWARDED,
     )?;
     volleys.enter_dropped(
@@ -98,6 +99,7 @@ pub(super) fn tell(
         sent_late,
         "expired",
     )?;
+    volleys.retire(visitor_lane);
     let lost = arrived_before + sent.triggers - lane.sink.received().delivered;
     stage.check(
         lost == 0,
@@ -170,17 +172,14 @@ fn outage<T>(
 }
 
 /// Registers a device for a few seconds, with a session that is authorised; and when that is over.
-fn a_visitor(clients: &Clients, app_key: &Path) -> Result<(Granted, Instant)> {
-    let gateway = GATEWAY_INSIDE[0];
-    let query = format!("ep=visitor&lt={}", VISIT.as_secs());
-    let registration = clients.register(Party::Device, VISITOR, gateway, &query)?;
+fn a_visitor(scene: &Scene, app: &App) -> Result<(Granted, Instant)> {
+    let gateway = (VISITOR, GATEWAY_INSIDE[0]);
+    let visitor = Device::register_for(scene, Party::Device, "visitor", gateway, VISIT)?;
     // The controller's clock may count whole seconds.
     let ends = Instant::now() + VISIT + Duration::from_secs(1);
-    let session = clients.request_session(
-        Party::Device,
-        (VISITOR, gateway, &registration),
-        (APP, "visit", LOOK_PORT),
-    )?;
-    clients.authorise(GATEWAY_OUTSIDE[0], app_key, &session)?;
+    let session = visitor.session(scene, app, "visit", LOOK_PORT)?;
+    scene
+        .clients
+        .authorise(GATEWAY_OUTSIDE[0], &app.key, &session)?;
     Ok((session, ends))
 }

@@ -1,26 +1,27 @@
 //! Each way to be refused.
 
+use super::scene::{App, Device, Scene};
 use super::stage::Stage;
-use super::volley::{Lane, Volleys};
+use super::volley::Lane;
 use super::{APP, DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, LOOK_PORT};
 use crate::child;
-use crate::clients::{Answer, Clients, Granted};
+use crate::clients::{Answer, Granted};
 use crate::lab::Party;
 use crate::traffic::Load;
 use anyhow::Result;
 use push_common::token::Token;
 use push_common::wire::SessionId;
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// The interfaces refuse who may not ask.
 pub(super) fn at_the_door(
-    clients: &Clients,
-    stage: &mut Stage,
-    app_key: &Path,
+    scene: &mut Scene,
+    app: &App,
     session: &Granted,
     registration: &str,
 ) -> Result<()> {
+    let Scene { clients, stage, .. } = scene;
+    stage.step("At the door: who is refused, and why");
     let gateway = GATEWAY_INSIDE[0];
     let unknown =
         format!("coap://{gateway}/rd/0123456789abcdef/s?app={APP}&inst=x&port={LOOK_PORT}");
@@ -47,7 +48,7 @@ pub(super) fn at_the_door(
         &json!({ "token": String::from_utf8_lossy(&wrong) }).to_string(),
     )?;
     let outside = GATEWAY_OUTSIDE[0];
-    let answer = clients.validate(outside, &session.id, (Some(app_key), &wrong))?;
+    let answer = clients.validate(outside, &session.id, (Some(&app.key), &wrong))?;
     problem(
         stage,
         &answer,
@@ -76,14 +77,17 @@ pub(super) fn at_the_door(
 }
 
 /// The data plane drops what is not authorised.
-pub(super) fn on_the_path(
-    clients: &Clients,
-    stage: &mut Stage,
-    volleys: &mut Volleys,
-    lane: &Lane,
-    app_key: &Path,
-    request: impl Fn(&Stage, &str) -> Result<Granted>,
-) -> Result<()> {
+pub(super) fn on_the_path(scene: &mut Scene, app: &App, phone: &Device, lane: &Lane) -> Result<()> {
+    scene
+        .stage
+        .step("On the path: what is dropped in the driver");
+    let waiting = phone.session(scene, app, "waiting", LOOK_PORT)?;
+    let Scene {
+        clients,
+        stage,
+        volleys,
+        ..
+    } = scene;
     let mut guess = lane.sessions[0];
     guess.id = SessionId::new(guess.id.slot(), guess.id.generation() ^ 1);
     let load = Load {
@@ -117,7 +121,6 @@ pub(super) fn on_the_path(
     };
     volleys.dropped(stage, "replayed, long ago", lane, &load, "sequence_too_old")?;
 
-    let waiting = request(stage, "waiting")?;
     let sessions = [waiting.traffic];
     let load = Load {
         sessions: &sessions,
@@ -125,7 +128,7 @@ pub(super) fn on_the_path(
     };
     volleys.dropped(stage, "never authorised", lane, &load, "unknown_session")?;
 
-    clients.authorise(GATEWAY_OUTSIDE[0], app_key, &waiting)?;
+    clients.authorise(GATEWAY_OUTSIDE[0], &app.key, &waiting)?;
     let mut revoke = clients.lab.push_ctl(&["session", "revoke", &waiting.id]);
     stage.command(&revoke);
     child::output(&mut revoke)?;

@@ -1,6 +1,7 @@
 //! What the audience sees.
 
 use crate::child;
+use anyhow::Result;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::Command;
@@ -36,6 +37,16 @@ impl Stage {
     /// A command that a person could type.
     pub(super) fn command(&self, command: &Command) {
         self.narrator()(command);
+    }
+
+    /// Runs a command that a person could type, and shows what it prints.
+    pub(super) fn run(&self, command: &mut Command) -> Result<String> {
+        self.command(command);
+        let output = child::output(command)?;
+        for line in output.lines() {
+            self.say(line);
+        }
+        Ok(output)
     }
 
     /// Shows commands as [`Stage::command`] does, to whoever hasn't got the stage.

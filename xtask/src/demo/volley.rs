@@ -2,8 +2,9 @@
 
 use super::ledger::{self, Counts, FORWARDED, Row};
 use super::stage::{Stage, grouped};
+use crate::clients::Granted;
 use crate::lab::Lab;
-use crate::traffic::{Load, Sent, Session, Sink};
+use crate::traffic::{Load, Received, Sent, Session, Sink};
 use anyhow::{Context, Result};
 use std::net::UdpSocket;
 use std::sync::atomic::AtomicBool;
@@ -15,17 +16,31 @@ const PAYLOAD_BYTES: usize = 48;
 /// How long what was sent may take to arrive.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The way of many triggers of one family: from the application server's socket to the device's sink.
+/// The way of many triggers: from the application server's socket to the device's sink.
 pub(super) struct Lane {
     pub(super) socket: UdpSocket,
     pub(super) sink: Sink,
     pub(super) sessions: Vec<Session>,
 }
 
+impl Lane {
+    pub(super) fn new(socket: UdpSocket, device: UdpSocket, sessions: &[Granted]) -> Result<Self> {
+        let sessions: Vec<_> = sessions.iter().map(|session| session.traffic).collect();
+        Ok(Self {
+            socket,
+            sink: Sink::start(device, &sessions).context("cannot start the sink")?,
+            sessions,
+        })
+    }
+}
+
 /// All that was sent, and what became of it.
 pub(super) struct Volleys<'a> {
     lab: &'a Lab,
-    pub(super) rows: Vec<Row>,
+    rows: Vec<Row>,
+    /// What was sent one by one.
+    pub(super) single: Row,
+    retired: Vec<Lane>,
     /// Sequence number that no session has used yet.
     pub(super) next_sequence: u64,
 }
@@ -35,6 +50,11 @@ impl<'a> Volleys<'a> {
         Self {
             lab,
             rows: Vec::new(),
+            single: Row {
+                what: "one by one, by push-ctl".to_owned(),
+                ..Row::default()
+            },
+            retired: Vec::new(),
             next_sequence: 1,
         }
     }
@@ -49,6 +69,51 @@ impl<'a> Volleys<'a> {
             rate_per_s: None,
             forged: false,
         }
+    }
+
+    /// Nothing more is sent by `lane`, but what still arrives will be found at the end.
+    pub(super) fn retire(&mut self, lane: Lane) {
+        self.retired.push(lane);
+    }
+
+    /// Everything, to be judged.
+    pub(super) fn into_rows(self) -> Vec<Row> {
+        let mut rows = self.rows;
+        rows.push(self.single);
+        rows
+    }
+
+    /// Judges all that has arrived at the sinks of lanes that are retired.
+    pub(super) fn judge_sinks(&mut self, stage: &mut Stage) -> Result<()> {
+        let mut all = Received::default();
+        for lane in self.retired.drain(..) {
+            let Received {
+                delivered,
+                duplicates,
+                corrupt,
+                foreign,
+            } = lane.sink.finish()?;
+            all.delivered += delivered;
+            all.duplicates += duplicates;
+            all.corrupt += corrupt;
+            all.foreign += foreign;
+        }
+        let due = self.rows.iter().map(|row| row.due).sum();
+        let expected = Received {
+            delivered: due,
+            ..Received::default()
+        };
+        stage.check(
+            all == expected,
+            format!(
+                "the devices' sinks: {} byte for byte as sent, {} twice, {} corrupt, {} foreign",
+                grouped(all.delivered),
+                all.duplicates,
+                all.corrupt,
+                all.foreign
+            ),
+        );
+        Ok(())
     }
 
     /// Sends triggers that all have to be delivered.
@@ -73,8 +138,31 @@ impl<'a> Volleys<'a> {
             what,
             lane,
             (&before, arrived_before),
-            sent,
+            (sent, sent.triggers),
             FORWARDED,
+        )
+    }
+
+    /// Sends triggers of which `due` have to be delivered, and all others dropped for the reason `verdict`.
+    pub(super) fn rationed(
+        &mut self,
+        stage: &Stage,
+        what: &str,
+        lane: &Lane,
+        (triggers, due): (u64, u64),
+        verdict: &str,
+    ) -> Result<()> {
+        let before = ledger::counts(self.lab)?;
+        let arrived_before = lane.sink.received().delivered;
+        let sent = send(&self.load(lane, triggers), &lane.socket)?;
+        self.next_sequence += triggers;
+        self.enter(
+            stage,
+            what,
+            lane,
+            (&before, arrived_before),
+            (sent, due),
+            &[FORWARDED, &[verdict]].concat(),
         )
     }
 
@@ -117,29 +205,48 @@ impl<'a> Volleys<'a> {
         Ok(())
     }
 
-    /// Enters what was sent, all of which has to arrive and to have one of these verdicts.
+    /// Enters what was sent, of which `due` has to arrive, and all to have one of these verdicts.
     pub(super) fn enter(
         &mut self,
         stage: &Stage,
         what: &str,
         lane: &Lane,
         (before, arrived_before): (&Counts, u64),
-        sent: Sent,
+        (sent, due): (Sent, u64),
         verdicts: &[&str],
     ) -> Result<()> {
         // A failure shows in the row.
-        let _ = lane.sink.wait_for(arrived_before + sent.triggers, LIMIT);
+        let _ = lane.sink.wait_for(arrived_before + due, LIMIT);
         let verdicts = ledger::settle(self.lab, before, verdicts, sent.triggers)?;
         let delivered = lane.sink.received().delivered - arrived_before;
         let row = Row {
             what: what.to_owned(),
             sent: sent.triggers,
             delivered,
-            due: sent.triggers,
+            due,
             verdicts,
         };
         self.close(stage, row, sent);
         Ok(())
+    }
+
+    /// Enters one trigger, which had to be delivered if it `is_due`, and to have one of these
+    /// verdicts; gives the one it has. Whether it was delivered is for the device to say.
+    pub(super) fn enter_single(
+        &mut self,
+        before: &Counts,
+        is_due: bool,
+        verdicts: &[&str],
+    ) -> Result<Option<String>> {
+        let since = ledger::settle(self.lab, before, verdicts, 1)?;
+        self.single.sent += 1;
+        self.single.due += u64::from(is_due);
+        let mut verdict = None;
+        for (name, count) in since {
+            *self.single.verdicts.entry(name.clone()).or_default() += count;
+            verdict = Some(name);
+        }
+        Ok(verdict)
     }
 
     fn close(&mut self, stage: &Stage, row: Row, sent: Sent) {

@@ -1,6 +1,9 @@
 //! `cargo xtask lab`: a lab for a person to play with.
 
-use super::{APPLICATION, DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Lab, Names, Options, Party};
+use super::{
+    APPLICATION, CAMERAS_VLAN, DEVICE, GATEWAY_CAMERAS, GATEWAY_INSIDE, GATEWAY_METERS,
+    GATEWAY_OUTSIDE, Lab, Names, Options, Party,
+};
 use crate::{child, setup, workspace};
 use anyhow::{Result, bail};
 use std::path::Path;
@@ -17,7 +20,7 @@ pub fn up() -> Result<()> {
     workspace::require_root("the lab", "lab up")?;
     setup::run()?;
     let push_ctl = workspace::build_push_ctl()?;
-    let lab = Lab::up(&Options::new(PREFIX, &push_ctl))?;
+    let lab = Lab::up(&Options::with_realms(PREFIX, &push_ctl))?;
     print_commands(&lab, &push_ctl);
     lab.stay();
     Ok(())
@@ -76,7 +79,7 @@ pub fn status() -> Result<()> {
 }
 
 fn print_commands(lab: &Lab, push_ctl: &Path) {
-    let [app, gateway, device] = Party::ALL.map(|party| lab.namespace(party));
+    let [app, gateway, device, meter] = Party::ALL.map(|party| lab.namespace(party));
     let folder = push_ctl.parent().unwrap_or(Path::new(".")).display();
     let socket = lab.socket_path();
     let socket = socket.display();
@@ -85,10 +88,11 @@ fn print_commands(lab: &Lab, push_ctl: &Path) {
     let log = lab.names.log();
     let log = log.display();
     let ([inside, inside_v6], [outside, outside_v6]) = (GATEWAY_INSIDE, GATEWAY_OUTSIDE);
-    let ([server, _], [phone, _]) = (APPLICATION, DEVICE);
+    let ([server, _], [phone, phone_v6]) = (APPLICATION, DEVICE);
     println!(
         r#"
-The lab is up: {app} ({server}) -- {gateway} ({outside} | {inside}) -- {device} ({phone}).
+The lab is up: {app} ({server}) -- {gateway} ({outside} | {inside}) -- {device} ({phone}),
+and behind another NIC of {gateway} ({GATEWAY_METERS}, {GATEWAY_CAMERAS}) -- {meter} ({phone}, too).
 Paste these, in order, into a shell of root's:
 
 # The operator's command line, and an application with its key
@@ -111,6 +115,35 @@ echo "$token" | ip netns exec {app} push-ctl trigger send --to {outside}:5050 --
 push-ctl stats
 push-ctl session list
 push-ctl session revoke $session_id
+
+# The same in short: a session for "NAMESPACE GATEWAY NAME", and a trigger for it
+session() {{
+  eval "$(ip netns exec $1 coap-client-notls -m post -A 0 "coap://$2/rd?ep=$3&lt=3600")"
+  eval "$(ip netns exec $1 coap-client-notls -m post -A 0 "coap://$2/rd/$id/s?app=weather&inst=home&port=6000")"
+  ip netns exec {app} curl -sS --cacert {certificate} -H "Authorization: Bearer $KEY" --json "{{\"token\": \"$token\"}}" https://{outside}:8443/v1/sessions/$session_id/validate; echo
+}}
+trigger() {{ echo "$token" | ip netns exec {app} push-ctl trigger send --session $session_id --token-file - "$@"; }}
+
+# A device of the realm "meters" has the phone's address, and gets its own triggers
+session {meter} {GATEWAY_METERS} meter; push-ctl terminal list
+ip netns exec {meter} timeout 10 tcpdump -Xni met0 -c 1 udp port 6000 & sleep 1
+trigger --to {outside}:5050 --payload 'for the meter'; wait
+
+# One of the realm "cameras" gets them in a VLAN
+session {meter} {GATEWAY_CAMERAS} camera; push-ctl realm list
+ip netns exec {meter} timeout 10 tcpdump -eXni met0 -c 1 vlan {CAMERAS_VLAN} & sleep 1
+trigger --to {outside}:5050 --payload 'for the camera'; wait
+
+# The server has IPv4, the device IPv6, and a push client that acknowledges
+session {device} '[{inside_v6}]' phone-6; push-ctl app set weather --return-acks
+echo "$token" | ip netns exec {device} timeout 5 xtask lab listen '[{phone_v6}]:6000' --token-file - & sleep 1
+trigger --to {outside}:5050 --payload 'are you there?' --wait-ack 2s; wait
+push-ctl session show $session_id
+
+# What the application may do: one trigger a minute, then none
+push-ctl app set weather --rate 1/m
+for n in 1 2 3; do trigger --to {outside}:5050; sleep 0.1; done
+push-ctl session list
 
 By IPv6, it is coap://[{inside_v6}], https://[{outside_v6}]:8443 and [{outside_v6}]:5050.
 The controller's log is {log}. `cargo xtask lab down` takes everything down."#

@@ -1,7 +1,9 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use super::{GATEWAY_INSIDE, GATEWAY_OUTSIDE};
+use super::{
+    CAMERAS_ROUTER, CAMERAS_VLAN, GATEWAY_CAMERAS, GATEWAY_INSIDE, GATEWAY_METERS, GATEWAY_OUTSIDE,
+};
 
 /// What a NIC of the gateway takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +110,33 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Fits a lab with the realms "meters" and "cameras".
+    #[must_use]
+    pub fn with_realms() -> Self {
+        let realm = |name: &str, gateway, link| Realm {
+            name: name.to_owned(),
+            interface: "gw-met".to_owned(),
+            next_hop: Vec::new(),
+            link,
+            listen: vec![format!("{gateway}:5683")],
+        };
+        let mut config = Self::default();
+        config.nics.push(Nic {
+            name: "gw-met".to_owned(),
+            role: Role::Internal,
+            trigger_addresses: Vec::new(),
+        });
+        config.realms = vec![
+            realm("meters", GATEWAY_METERS, None),
+            realm(
+                "cameras",
+                GATEWAY_CAMERAS,
+                Some((CAMERAS_ROUTER.to_owned(), CAMERAS_VLAN)),
+            ),
+        ];
+        config
+    }
+
     /// The text of the file, for a lab whose files are in `folder`.
     #[must_use]
     pub fn to_toml(&self, folder: &Path) -> String {

@@ -1,4 +1,7 @@
-use super::{APPLICATION, DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Names, Party};
+use super::{
+    APPLICATION, DEVICE, GATEWAY_CAMERAS, GATEWAY_INSIDE, GATEWAY_METERS, GATEWAY_OUTSIDE, Names,
+    Options, Party,
+};
 use crate::child;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -17,15 +20,18 @@ struct Link {
 struct End {
     party: Party,
     nic: &'static str,
-    addresses: [String; 2],
+    /// As `ip address add` takes them, with what belongs to them.
+    addresses: Vec<String>,
 }
 
-fn links() -> [Link; 2] {
+/// The links, the one to [`Party::Meter`] last.
+fn links() -> [Link; 3] {
     let end = |party, nic, [v4, v6]: [&str; 2], prefix_len| End {
         party,
         nic,
-        addresses: [format!("{v4}/{prefix_len}"), format!("{v6}/64")],
+        addresses: vec![format!("{v4}/{prefix_len}"), format!("{v6}/64")],
     };
+    let [device_v4, _] = DEVICE;
     [
         Link {
             ends: [
@@ -39,12 +45,50 @@ fn links() -> [Link; 2] {
                 end(Party::Gateway, "gw-dev", GATEWAY_INSIDE, 16),
             ],
         },
+        Link {
+            ends: [
+                End {
+                    party: Party::Meter,
+                    nic: "met0",
+                    addresses: vec![format!("{device_v4}/16")],
+                },
+                End {
+                    party: Party::Gateway,
+                    nic: "gw-met",
+                    addresses: vec![
+                        // The route to the same network behind gw-dev is the better one: this one is
+                        // only for what names the NIC.
+                        format!("{GATEWAY_METERS}/16 metric 1000"),
+                        format!("{GATEWAY_CAMERAS}/32"),
+                    ],
+                },
+            ],
+        },
     ]
 }
 
+impl Link {
+    /// Whether such a lab has it.
+    fn is_in(&self, options: &Options) -> bool {
+        self.ends.iter().all(|end| is_in(end.party, options))
+    }
+}
+
+fn is_in(party: Party, options: &Options) -> bool {
+    match party {
+        Party::Application | Party::Gateway | Party::Device => true,
+        Party::Meter => options.realms,
+    }
+}
+
 /// Makes the namespaces, and what is in them.
-pub(super) fn build(names: &Names, device_addresses: &[String]) -> Result<()> {
-    for party in Party::ALL {
+pub(super) fn build(names: &Names, options: &Options) -> Result<()> {
+    let parties = || {
+        Party::ALL
+            .into_iter()
+            .filter(|&party| is_in(party, options))
+    };
+    for party in parties() {
         child::output(child::command("ip").args(["netns", "add", &names.namespace(party)]))?;
         ip(names, party, &["link", "set", "lo", "up"])?;
         // The addresses are known to be unique, and are to be usable at once.
@@ -67,7 +111,11 @@ pub(super) fn build(names: &Names, device_addresses: &[String]) -> Result<()> {
         &["ipv4/conf/all/rp_filter", "ipv4/conf/default/rp_filter"],
         "0",
     )?;
-    for link in links() {
+    let links: Vec<_> = links()
+        .into_iter()
+        .filter(|link| link.is_in(options))
+        .collect();
+    for link in &links {
         let [outer, inner] = &link.ends;
         let (outer_namespace, inner_namespace) =
             (names.namespace(outer.party), names.namespace(inner.party));
@@ -88,7 +136,7 @@ pub(super) fn build(names: &Names, device_addresses: &[String]) -> Result<()> {
             set_up(names, end)?;
         }
     }
-    for address in device_addresses {
+    for address in &options.device_addresses {
         ip(
             names,
             Party::Device,
@@ -103,15 +151,18 @@ pub(super) fn build(names: &Names, device_addresses: &[String]) -> Result<()> {
         &["ipv4/conf/gw-app/accept_local"],
         "1",
     )?;
-    for (party, gateways) in [
-        (Party::Application, GATEWAY_OUTSIDE),
-        (Party::Device, GATEWAY_INSIDE),
-    ] {
+    for party in parties() {
+        let gateways: &[&str] = match party {
+            Party::Application => &GATEWAY_OUTSIDE,
+            Party::Gateway => &[],
+            Party::Device => &GATEWAY_INSIDE,
+            Party::Meter => &[GATEWAY_METERS],
+        };
         for gateway in gateways {
             ip(names, party, &["route", "add", "default", "via", gateway])?;
         }
     }
-    wait_until_usable(names)
+    wait_until_usable(names, &links)
 }
 
 fn set_up(names: &Names, end: &End) -> Result<()> {
@@ -124,19 +175,17 @@ fn set_up(names: &Names, end: &End) -> Result<()> {
         ethtool(names, party, nic, "gro", "on")?;
     }
     for address in &end.addresses {
-        ip(
-            names,
-            party,
-            &["address", "add", address, "dev", nic, "nodad"],
-        )?;
+        let mut arguments = vec!["address", "add", "dev", nic, "nodad"];
+        arguments.extend(address.split(' '));
+        ip(names, party, &arguments)?;
     }
     ip(names, party, &["link", "set", nic, "up"])
 }
 
 /// Waits until every link has a carrier and no address is tentative.
-fn wait_until_usable(names: &Names) -> Result<()> {
+fn wait_until_usable(names: &Names, links: &[Link]) -> Result<()> {
     let started = Instant::now();
-    for link in links() {
+    for link in links {
         for end in &link.ends {
             while !is_usable(names, end)? {
                 if started.elapsed() > LIMIT {
