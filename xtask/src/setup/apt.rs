@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Programs that lab, demo and tests call, the package of each, and what it is for.
-const PROGRAMS: [(&str, &str, &str); 10] = [
+const PROGRAMS: [(&str, &str, &str); 11] = [
     ("ip", "iproute2", "the lab's namespaces and links"),
     ("ethtool", "ethtool", "offloads of the lab's links"),
     ("nsenter", "util-linux", "the controller in its namespace"),
@@ -15,6 +15,12 @@ const PROGRAMS: [(&str, &str, &str); 10] = [
     ("curl", "curl", "the application server"),
     ("tcpdump", "tcpdump", "to see triggers arrive"),
     ("tshark", "tshark", "what a dissector thinks of them"),
+    // Where Debian's package puts it: one of another Python wouldn't be found by Debian's.
+    (
+        "/usr/bin/scapy",
+        "python3-scapy",
+        "triggers made by somebody else",
+    ),
     ("sysctl", "procps", "the kernel's switches"),
     (
         "bpftool",
