@@ -8,6 +8,7 @@
 //! | [`policies`] | what applications may do, and what devices answer |
 //! | [`attachment`] | how the program gets onto NICs, and survives |
 //! | [`model`] | that the program does what a second path, written from the documents, does |
+//! | [`judged`] | what tshark, scapy and the kernel's own stack say of what it sends |
 //! | [`delivery`] | triggers from socket to socket, through namespaces |
 //! | [`provisioning`] | devices and application servers, played by libcoap and curl |
 //! | [`coap`] | the internal interface in detail |
@@ -22,6 +23,7 @@ mod datagram;
 mod delivery;
 mod framing;
 mod gateway;
+mod judged;
 mod model;
 mod policies;
 mod provisioning;
