@@ -1,12 +1,15 @@
 //! A GTP-U peer: a socket of the device's kernel, which checks what is around the tunnel, and
 //! etherparse, which looks inside.
 
-use super::{DEVICE_PORT, INTERNAL_PORT, checksum_errors, device, server};
+use super::{
+    DEVICE_PORT, INTERNAL_PORT, LIMIT, checksum_errors, counted, device, server, wait_until,
+};
 use crate::story::{PUSH_CTL, Story, socket_address};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use push_common::wire::GTPU_PORT;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 use xtask::lab::{Config, DEVICE, GATEWAY_INSIDE, Options};
 
 /// Source, destination and payload of the datagram in an IP packet, all of whose checksums are right.
@@ -54,6 +57,7 @@ fn a_gtp_peer_gets_triggers_for_devices_behind_it() {
     let lab = &story.lab;
     let peers = [0, 1].map(|family| device(lab, family, GTPU_PORT));
     let servers = [server(lab, 0), server(lab, 1)];
+    let mut too_early = 0;
     for family in [0, 1] {
         let session = story.authorised(family, DEVICE_PORT);
         let id = session.id.to_string();
@@ -78,6 +82,23 @@ fn a_gtp_peer_gets_triggers_for_devices_behind_it() {
                 &teid.to_string(),
             ])
             .unwrap();
+            // Until the peer's MAC address is known, there is nothing that the kernel could be given instead.
+            peer.set_read_timeout(Some(Duration::from_millis(20)))
+                .unwrap();
+            wait_until("the peer is reached", || {
+                servers[0].send(&next(0)).unwrap();
+                let mut arrived = false;
+                wait_until(
+                    "the trigger arrives, or is counted as one that can't",
+                    || {
+                        arrived = peer.recv(&mut [0; 2048]).is_ok();
+                        arrived || counted(&story, "gw-app", "next_hop_missing") > too_early
+                    },
+                );
+                too_early += u64::from(!arrived);
+                arrived
+            });
+            peer.set_read_timeout(Some(LIMIT)).unwrap();
             for server in &servers {
                 for payload_bytes in [0, 1, 7, 8, 9, 1199, 1200] {
                     let sent = next(payload_bytes);
@@ -105,4 +126,6 @@ fn a_gtp_peer_gets_triggers_for_devices_behind_it() {
         assert_eq!((&buffer[..length], from), (&sent[..], registered_with));
     }
     assert_eq!(checksum_errors(lab), [0, 0]);
+    assert_eq!(counted(&story, "gw-app", "next_hop_missing"), too_early);
+    println!("{too_early} triggers came before the peer's MAC address was known");
 }

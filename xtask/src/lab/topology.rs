@@ -174,6 +174,13 @@ fn set_up(names: &Names, end: &End) -> Result<()> {
         // An XDP program can only send into a veth whose peer polls (NAPI), and GRO makes it poll.
         ethtool(names, party, nic, "gro", "on")?;
     }
+    // Without a queue in front of it, a full veth drops what is sent, and the sender doesn't notice. With
+    // one, from Linux 6.16 on, it tells the queue to wait, and so the sender.
+    child::output(
+        child::command("tc")
+            .args(["-n", &names.namespace(party)])
+            .args(["qdisc", "replace", "dev", nic, "root", "pfifo"]),
+    )?;
     for address in &end.addresses {
         let mut arguments = vec!["address", "add", "dev", nic, "nodad"];
         arguments.extend(address.split(' '));
