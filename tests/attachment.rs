@@ -158,6 +158,34 @@ fn a_nic_that_left_the_configuration_is_detached_and_the_others_keep_their_count
     });
 }
 
+/// Frames that take more than a page: a driver takes a program for them only if it can do with buffers in parts.
+#[test]
+fn a_nic_of_jumbo_frames_takes_the_program_in_native_mode() {
+    Gateway::run(|gateway| {
+        let Gateway {
+            dataplane,
+            settings,
+            _state,
+        } = gateway;
+        drop(dataplane);
+        let pin_dir = settings.pin_dir.display();
+        sh(&format!("rm {pin_dir}/link_*"));
+        let begin = Instant::now();
+        while seen_by_ip(EXT).is_some() || seen_by_ip(INT).is_some() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "still attached");
+        }
+        sh(
+            "for nic in ext int; do ip link set $nic-peer mtu 9000; ip link set $nic mtu 9000; done",
+        );
+        let dataplane = open(&settings).unwrap();
+        assert!(
+            nics(&dataplane)
+                .iter()
+                .all(|nic| nic.mode == "native" && !nic.adopted)
+        );
+    });
+}
+
 #[test]
 fn another_program_on_the_nic_is_left_alone_and_named() {
     Gateway::run(|gateway| {

@@ -3,7 +3,7 @@
 
 use crate::datagram::{DEVICES, Datagram, ETHERNET, IPV4, IPV6, Session, changed};
 use crate::gateway::{DEVICE_MAC, EXT, EXT_MAC, Gateway, INT, INT_MAC, SLOTS};
-use push_common::maps::EventKind;
+use push_common::maps::{EVENTS_BYTES, Event, EventKind};
 use push_common::tag::TagKey;
 use push_common::verdict::Verdict;
 use push_common::wire::{Flags, SessionId, TriggerHeader};
@@ -429,5 +429,44 @@ fn what_is_worth_telling_is_told_and_never_too_often() {
         assert_eq!(first_after_idle.kind, EventKind::FirstAfterIdle);
         assert_eq!(first_after_idle.session, session.image.id);
         assert_eq!(gateway.dataplane.events_lost(), 0);
+    });
+}
+
+#[test]
+fn what_nobody_reads_is_counted_as_lost() {
+    Gateway::run(|mut gateway| {
+        let mut forger = Session::new(1, DEVICES[0]).installed(&mut gateway);
+        forger.image.key = TagKey::from_bytes([0xEE; 16]);
+        let mut guesser = forger.clone();
+        guesser.image.id = SessionId::new(SLOTS + 5, 5);
+        let mut unresolved = Session::new(2, "10.64.0.99:7000").installed(&mut gateway);
+        let begin = Instant::now();
+        while gateway.dataplane.events_lost() == 0 {
+            for session in [&mut forger, &mut guesser, &mut unresolved] {
+                let frame = session.datagram(b"").frame();
+                gateway.dataplane.test_run(EXT, &frame).unwrap();
+            }
+            assert!(
+                begin.elapsed() < Duration::from_secs(120),
+                "the ring never fills"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let told = gateway.dataplane.events();
+        let room = EVENTS_BYTES as usize / (size_of::<Event>() + 8);
+        assert!((room - 1..=room).contains(&told.len()), "{}", told.len());
+        // What is told next stands for what was lost, too.
+        let frame = forger.datagram(b"").frame();
+        let next = loop {
+            gateway.dataplane.test_run(EXT, &frame).unwrap();
+            if let Some(told) = gateway.dataplane.events().pop() {
+                break told;
+            }
+            assert!(
+                begin.elapsed() < Duration::from_secs(140),
+                "nothing is told any more"
+            );
+        };
+        assert_eq!(next.kind, EventKind::Forged);
     });
 }
