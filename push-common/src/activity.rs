@@ -30,6 +30,12 @@ pub enum Offer {
 #[inline(always)]
 #[must_use]
 pub const fn offer(word: u64, now_tick: u32, window_ticks: u32, collapse_key: u8) -> Offer {
+    // A CPU that read the clock a moment ago must not undo what another one has done since.
+    let now_tick = if now_tick < last_tick(word) {
+        last_tick(word)
+    } else {
+        now_tick
+    };
     let opened = (word >> 16) as u16;
     let keys = word as u16;
     let age_ticks = (now_tick as u16).wrapping_sub(opened) as u32;
@@ -102,6 +108,19 @@ mod tests {
         fn without_a_window_everything_is_delivered(word in any::<u64>(), now in any::<u32>(), key in 0_u8..16) {
             prop_assert!(matches!(offer(word, now, 0, key), Offer::Deliver(_)));
         }
+    }
+
+    #[test]
+    fn who_comes_with_the_time_of_just_before_finds_the_window_that_is_open_now() {
+        let Offer::Deliver(word) = offer(0, 1001, 2, 3) else {
+            panic!("absorbed");
+        };
+        assert_eq!(offer(word, 1000, 2, 3), Offer::Absorb);
+        let Offer::Deliver(word) = offer(word, 1000, 2, 4) else {
+            panic!("absorbed");
+        };
+        assert_eq!(last_tick(word), 1001);
+        assert_eq!(offer(word, 1001, 2, 3), Offer::Absorb);
     }
 
     #[test]

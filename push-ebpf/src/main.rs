@@ -394,7 +394,7 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
     let before_tick = wake_once(session, policy.window_ticks, now_tick, flags.collapse_key())?;
     if nic.idle_ticks != 0
         && before_tick != 0
-        && now_tick.wrapping_sub(before_tick) >= nic.idle_ticks
+        && now_tick.saturating_sub(before_tick) >= nic.idle_ticks
     {
         tell(EventKind::FirstAfterIdle, id, datagram);
     }
