@@ -237,7 +237,11 @@ impl<S: Store, K: Kernel> Owner<S, K> {
                     }
                     self.turn(&mut requests).await?;
                 }
-                () = self.kernel.changed() => {}
+                () = self.kernel.changed() => {
+                    for told in self.kernel.take_told() {
+                        info!(target: "event", ?told);
+                    }
+                }
             }
         }
     }

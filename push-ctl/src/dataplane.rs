@@ -66,6 +66,7 @@ pub struct Dataplane {
     policies: Policies,
     counters: PerCpuArray<MapData, CounterWords>,
     events: Events,
+    told: Vec<Told>,
     warnings: Vec<String>,
     /// Keeps a second process off the pins.
     _lock: File,
@@ -161,6 +162,7 @@ impl Dataplane {
             policies,
             counters,
             events,
+            told: Vec::new(),
             warnings,
             _lock: lock,
         })
@@ -239,7 +241,7 @@ impl Dataplane {
     }
 
     /// Waits until the kernel's routes, neighbours or links change, and sees to it; or until the path has
-    /// something to tell, and logs it. Nothing is lost if it is cancelled.
+    /// something to tell, see [`Dataplane::take_told`]. Nothing is lost if it is cancelled.
     pub async fn changed(&mut self) {
         tokio::select! {
             moved = self.watch.keep(&mut self.next_hops) => {
@@ -247,8 +249,8 @@ impl Dataplane {
                     self.sessions.set_next_hop(id, next_hop);
                 }
             }
-            told = self.events.next() => match told {
-                Ok(told) => told.iter().for_each(|told| self.log(told)),
+            told = self.events.next(nic_name(&self.attached)) => match told {
+                Ok(told) => self.told.extend(told),
                 Err(error) => {
                     tracing::warn!("{error:#}");
                     tokio::time::sleep(EVENTS_RETRY).await;
@@ -257,25 +259,16 @@ impl Dataplane {
         }
     }
 
-    fn log(&self, told: &Told) {
-        let &Told {
-            kind,
-            nic,
-            count,
-            session,
-            source,
-        } = told;
-        let nic = self
-            .attached
-            .iter()
-            .find(|attached| attached.config.index == nic)
-            .map_or("a NIC that is gone", |attached| &attached.nic.name);
-        tracing::info!(target: "event", event = kind.label(), nic, count, session = %session, source = %source, "{}", kind.meaning());
+    /// What the path has told while [`Dataplane::changed`] was waited for, and wasn't taken since.
+    pub fn take_told(&mut self) -> Vec<Told> {
+        std::mem::take(&mut self.told)
     }
 
     /// What the path has told up to now.
     pub fn events(&mut self) -> Vec<Told> {
-        self.events.drain()
+        let mut told = self.take_told();
+        told.extend(self.events.drain(nic_name(&self.attached)));
+        told
     }
 
     /// Events that the path had no room for.
@@ -517,6 +510,14 @@ fn nic_config(nic: &Nic, index: u32, settings: &Settings) -> NicConfig {
         ipv4: nic.ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
         idle_ticks,
         ipv6: nic.ipv6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets(),
+    }
+}
+
+/// The name of the NIC that has this index in the maps.
+fn nic_name(attached: &[Arc<Attached>]) -> impl Fn(u32) -> Option<String> {
+    move |index| {
+        let nic = attached.iter().find(|nic| nic.config.index == index)?;
+        Some(nic.nic.name.clone())
     }
 }
 

@@ -8,6 +8,7 @@
 //! | [`sessions`] | the lifecycle of terminals and sessions, as a pure state machine |
 //! | [`store`] | what survives a restart |
 //! | [`dataplane`] | the XDP program and its maps; nothing else imports aya |
+//! | [`events`] | what happens, as it happens |
 //! | [`controller`] | the one owner of these three, and how it is asked |
 //! | [`internal`] | CoAP for devices |
 //! | [`external`] | HTTPS for application servers |
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod dataplane;
+pub mod events;
 pub mod external;
 pub mod internal;
 pub mod listen;

@@ -1,6 +1,8 @@
 //! What the controller needs of a data plane.
 
-use crate::dataplane::{Dataplane, NicCounters, NicStatus, Policy, SessionCounters, SessionImage};
+use crate::dataplane::{
+    Dataplane, NicCounters, NicStatus, Policy, SessionCounters, SessionImage, Told,
+};
 use push_common::wire::SessionId;
 use std::pin::Pin;
 
@@ -47,6 +49,8 @@ pub trait Kernel: Send + 'static {
     fn events_lost(&self) -> u64;
     /// Waits for news of the kernel, such as of routes, and acts on them. To stop waiting is harmless.
     fn changed(&mut self) -> ChangedFuture<'_>;
+    /// What the path has told while news were waited for, and wasn't taken since.
+    fn take_told(&mut self) -> Vec<Told>;
     /// What the kernel says about the NICs.
     fn nics(&self) -> NicsFuture<'_>;
     /// What the operator should mend, one sentence each.
@@ -96,6 +100,10 @@ impl Kernel for Dataplane {
 
     fn changed(&mut self) -> ChangedFuture<'_> {
         Box::pin(Self::changed(self))
+    }
+
+    fn take_told(&mut self) -> Vec<Told> {
+        Self::take_told(self)
     }
 
     fn nics(&self) -> NicsFuture<'_> {

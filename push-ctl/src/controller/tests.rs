@@ -1,6 +1,6 @@
 use super::*;
 use crate::app_key::AppKey;
-use crate::dataplane::{NicCounters, Policy, Rate, SessionCounters, SessionImage, Tunnel};
+use crate::dataplane::{NicCounters, Policy, Rate, SessionCounters, SessionImage, Told, Tunnel};
 use crate::sessions::records::{AppName, Path, RealmName, RegistrationId};
 use crate::sessions::{Image, Limits, SessionRequest};
 use push_common::token::Token;
@@ -150,6 +150,10 @@ impl Kernel for World {
             self.news.notified().await;
             self.state().changes += 1;
         })
+    }
+
+    fn take_told(&mut self) -> Vec<Told> {
+        Vec::new()
     }
 
     fn verdicts(&self) -> anyhow::Result<Vec<NicCounters>> {

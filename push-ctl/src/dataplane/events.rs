@@ -14,8 +14,8 @@ use tokio::io::unix::AsyncFd;
 pub struct Told {
     /// What happened.
     pub kind: EventKind,
-    /// The NIC, as [`push_common::maps::NicConfig::index`].
-    pub nic: u32,
+    /// The NIC; `None` if the program is no longer attached to it.
+    pub nic: Option<String>,
     /// How many like this there were.
     pub count: u64,
     /// The session that the last one named.
@@ -23,6 +23,10 @@ pub struct Told {
     /// Where the last one came from.
     pub source: SocketAddr,
 }
+
+/// Knows NICs by their index.
+pub(super) trait NicName: Fn(u32) -> Option<String> {}
+impl<F: Fn(u32) -> Option<String>> NicName for F {}
 
 type LimitWords = [u64; size_of::<EventLimits>() / 8];
 
@@ -49,15 +53,16 @@ impl Events {
         })
     }
 
-    /// What has been told, or will be. Cancel-safe: what isn't returned is still there.
-    pub(super) async fn next(&mut self) -> Result<Vec<Told>> {
+    /// What has been told, or will be. Cancel-safe: what isn't returned is still there. `name` is that of the
+    /// NIC with a [`push_common::maps::NicConfig::index`].
+    pub(super) async fn next(&mut self, name: impl NicName) -> Result<Vec<Told>> {
         loop {
             let watched = self.watched()?;
             let mut ready = watched
                 .readable_mut()
                 .await
                 .context("cannot wait for events")?;
-            let told = drain(ready.get_inner_mut());
+            let told = drain(ready.get_inner_mut(), &name);
             ready.clear_ready();
             if !told.is_empty() {
                 return Ok(told);
@@ -65,11 +70,11 @@ impl Events {
         }
     }
 
-    /// What has been told up to now.
-    pub(super) fn drain(&mut self) -> Vec<Told> {
+    /// What has been told up to now; `name` as of [`Events::next`].
+    pub(super) fn drain(&mut self, name: impl NicName) -> Vec<Told> {
         match &mut self.ring {
-            Ring::Unwatched(ring) => drain(ring),
-            Ring::Watched(ring) => drain(ring.get_mut()),
+            Ring::Unwatched(ring) => drain(ring, &name),
+            Ring::Watched(ring) => drain(ring.get_mut(), &name),
             Ring::Nowhere => Vec::new(),
         }
     }
@@ -104,16 +109,16 @@ impl Events {
     }
 }
 
-fn drain(ring: &mut RingBuf<MapData>) -> Vec<Told> {
+fn drain(ring: &mut RingBuf<MapData>, name: &impl NicName) -> Vec<Told> {
     let mut told = Vec::new();
     while let Some(item) = ring.next() {
         // Of a kind that this program doesn't know, if a newer one told it.
-        told.extend(read(&item));
+        told.extend(read(&item, name));
     }
     told
 }
 
-fn read(bytes: &[u8]) -> Option<Told> {
+fn read(bytes: &[u8], name: &impl NicName) -> Option<Told> {
     let event: Event = bytemuck::try_pod_read_unaligned(bytes).ok()?;
     let octets: [u8; 16] = bytemuck::must_cast(event.source);
     let address = if event.is_v6 != 0 {
@@ -124,7 +129,7 @@ fn read(bytes: &[u8]) -> Option<Told> {
     };
     Some(Told {
         kind: *EventKind::ALL.get(event.kind as usize)?,
-        nic: event.nic,
+        nic: name(event.nic),
         count: event.count,
         session: SessionId::from_u64(event.session),
         source: SocketAddr::new(address, u16::from_be_bytes(event.source_port)),

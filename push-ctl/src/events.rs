@@ -1,0 +1,410 @@
+//! What happens, as it happens: for the operator's `push-ctl monitor`, and whoever else listens.
+//!
+//! Who publishes never waits for who listens: a listener that is too slow loses the oldest events, and
+//! is told how many. An event has no secret in it: no token, no key, nothing of a payload.
+
+#[cfg(test)]
+mod tests;
+
+use crate::dataplane::Told;
+use crate::sessions::records::{AppName, EndCause, EndpointName, Left, RegistrationId, UnixTime};
+use push_common::wire::SessionId;
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use tokio::sync::broadcast;
+
+/// Events that a listener can be behind before it loses some.
+const BACKLOG_LEN: usize = 8192;
+
+/// Where events are published, and listened to.
+#[derive(Clone, Debug)]
+pub struct Bus(broadcast::Sender<Arc<Event>>);
+
+impl Default for Bus {
+    fn default() -> Self {
+        Self(broadcast::Sender::new(BACKLOG_LEN))
+    }
+}
+
+impl Bus {
+    /// Hands an event to all who listen. Doesn't wait.
+    pub fn publish(&self, event: Event) {
+        // Without a listener there is nobody to tell.
+        let _unheard = self.0.send(Arc::new(event));
+    }
+
+    /// All events from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.0.subscribe()
+    }
+}
+
+/// Something that has happened.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// When.
+    pub at: UnixTime,
+    /// What.
+    pub what: What,
+}
+
+/// What has happened.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// To a terminal, a session or an application.
+    Lifecycle(News),
+    /// To triggers, as the path tells.
+    DataPlane(Told),
+    /// An operator did something, or tried to.
+    OperatorAction {
+        /// What, as in `session revoke`.
+        action: String,
+        /// To what.
+        object: String,
+        /// `done`, or why not.
+        outcome: String,
+        /// The operator's user, if the kernel says who it was.
+        uid: Option<u32>,
+        /// The operator's process.
+        pid: Option<i32>,
+    },
+    /// The configuration was read again.
+    Reloaded {
+        /// What is different now, a sentence each.
+        changes: Vec<String>,
+    },
+    /// A device has not answered a request of the gateway, however often it was sent.
+    NoticeUnanswered {
+        /// Where it was sent.
+        to: SocketAddr,
+        /// What it was, in `snake_case`.
+        notice: &'static str,
+        /// The session that it was about.
+        session: Option<SessionId>,
+        /// The terminal that it was about.
+        terminal: Option<RegistrationId>,
+    },
+}
+
+// The lifecycle's own type takes the place of this one: then `News` and `AppFailure` are imported from
+// `crate::sessions`, and these two definitions go.
+#[expect(missing_docs, reason = "stands in for the type of the lifecycle")]
+#[derive(Clone, Debug)]
+pub enum News {
+    TerminalRegistered {
+        id: RegistrationId,
+        endpoint: EndpointName,
+    },
+    TerminalMoved {
+        id: RegistrationId,
+        endpoint: EndpointName,
+        address: IpAddr,
+    },
+    TerminalLeft {
+        id: RegistrationId,
+        endpoint: EndpointName,
+        cause: Left,
+    },
+    TerminalSuspended {
+        id: RegistrationId,
+        endpoint: EndpointName,
+    },
+    TerminalResumed {
+        id: RegistrationId,
+        endpoint: EndpointName,
+    },
+    TerminalRemoved {
+        id: RegistrationId,
+        endpoint: EndpointName,
+    },
+    SessionRequested {
+        id: SessionId,
+        app: AppName,
+        terminal: RegistrationId,
+    },
+    SessionAuthorised {
+        id: SessionId,
+        app: AppName,
+    },
+    RotationAsked {
+        id: SessionId,
+        app: AppName,
+    },
+    TokenIssued {
+        id: SessionId,
+        app: AppName,
+        token_generation: u8,
+    },
+    TokenRotated {
+        id: SessionId,
+        app: AppName,
+        token_generation: u8,
+    },
+    SessionEnded {
+        id: SessionId,
+        app: AppName,
+        terminal: RegistrationId,
+        cause: EndCause,
+    },
+    ValidationRefused {
+        id: SessionId,
+        app: AppName,
+        why: &'static str,
+    },
+    AppFailed {
+        app: AppName,
+        cause: AppFailure,
+    },
+    AppRecovered {
+        app: AppName,
+    },
+    QuotaExceeded {
+        app: AppName,
+        what: &'static str,
+    },
+}
+
+/// Why an application doesn't count as available.
+#[expect(missing_docs, reason = "stands in for the type of the lifecycle")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppFailure {
+    Unreachable,
+    Inactive,
+    Announced,
+}
+
+/// An event as programs get to see it: one line of `GET /v1/events`. The names are stable; what says
+/// nothing about an event of this kind isn't there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EventLine {
+    /// When, RFC 3339 with milliseconds.
+    pub at: String,
+    /// What, in `snake_case`.
+    pub kind: String,
+    /// The session that it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// The terminal that it is about: its registration id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<String>,
+    /// What the device calls itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The application that it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    /// Why, in `snake_case`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// The address that the device has now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Which token of the session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_generation: Option<u8>,
+    /// The NIC that it was seen at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nic: Option<String>,
+    /// How often it happened; session and source are those of the last time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// Where the trigger came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<SocketAddr>,
+    /// Where the request was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<SocketAddr>,
+    /// Which request it was, in `snake_case`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notice: Option<String>,
+    /// What the operator did, or tried to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+    /// To what.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// `done`, or why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
+    /// The operator's user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The operator's process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// What is different in the configuration.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
+}
+
+/// The kind of the line that says how many events a listener has lost, as [`EventLine::count`].
+pub const EVENTS_LOST: &str = "events_lost";
+
+impl EventLine {
+    /// That a listener has lost this many events.
+    #[must_use]
+    pub fn lost(at: UnixTime, count: u64) -> Self {
+        Self {
+            count: Some(count),
+            ..Self::new(at, EVENTS_LOST)
+        }
+    }
+
+    fn new(at: UnixTime, kind: &str) -> Self {
+        Self {
+            at: rfc3339(at),
+            kind: kind.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<&Event> for EventLine {
+    fn from(event: &Event) -> Self {
+        let line = |kind| Self::new(event.at, kind);
+        match &event.what {
+            What::Lifecycle(news) => of_lifecycle(event.at, news),
+            What::DataPlane(told) => Self {
+                nic: told.nic.clone(),
+                count: Some(told.count),
+                session: Some(told.session.to_string()),
+                source: Some(told.source),
+                ..line(told.kind.label())
+            },
+            What::OperatorAction {
+                action,
+                object,
+                outcome,
+                uid,
+                pid,
+            } => Self {
+                action: Some(action.clone()),
+                object: Some(object.clone()),
+                outcome: Some(outcome.clone()),
+                uid: *uid,
+                pid: *pid,
+                ..line("operator_action")
+            },
+            What::Reloaded { changes } => Self {
+                changes: changes.clone(),
+                ..line("reloaded")
+            },
+            What::NoticeUnanswered {
+                to,
+                notice,
+                session,
+                terminal,
+            } => Self {
+                to: Some(*to),
+                notice: Some((*notice).to_owned()),
+                session: session.map(|id| id.to_string()),
+                terminal: terminal.map(|id| id.to_string()),
+                ..line("notice_unanswered")
+            },
+        }
+    }
+}
+
+fn of_lifecycle(at: UnixTime, news: &News) -> EventLine {
+    let of_terminal = |kind, id: &RegistrationId, endpoint: &EndpointName| EventLine {
+        terminal: Some(id.to_string()),
+        endpoint: Some(endpoint.to_string()),
+        ..EventLine::new(at, kind)
+    };
+    let of_app = |kind, app: &AppName| EventLine {
+        app: Some(app.to_string()),
+        ..EventLine::new(at, kind)
+    };
+    let of_session = |kind, id: &SessionId, app: &AppName| EventLine {
+        session: Some(id.to_string()),
+        ..of_app(kind, app)
+    };
+    let because = |cause: &str| Some(cause.to_owned());
+    match news {
+        News::TerminalRegistered { id, endpoint } => {
+            of_terminal("terminal_registered", id, endpoint)
+        }
+        News::TerminalMoved {
+            id,
+            endpoint,
+            address,
+        } => EventLine {
+            address: Some(*address),
+            ..of_terminal("terminal_moved", id, endpoint)
+        },
+        News::TerminalLeft {
+            id,
+            endpoint,
+            cause,
+        } => EventLine {
+            cause: because(EndCause::from(*cause).label()),
+            ..of_terminal("terminal_left", id, endpoint)
+        },
+        News::TerminalSuspended { id, endpoint } => of_terminal("terminal_suspended", id, endpoint),
+        News::TerminalResumed { id, endpoint } => of_terminal("terminal_resumed", id, endpoint),
+        News::TerminalRemoved { id, endpoint } => of_terminal("terminal_removed", id, endpoint),
+        News::SessionRequested { id, app, terminal } => EventLine {
+            terminal: Some(terminal.to_string()),
+            ..of_session("session_requested", id, app)
+        },
+        News::SessionAuthorised { id, app } => of_session("session_authorised", id, app),
+        News::RotationAsked { id, app } => of_session("rotation_asked", id, app),
+        News::TokenIssued {
+            id,
+            app,
+            token_generation,
+        } => EventLine {
+            token_generation: Some(*token_generation),
+            ..of_session("token_issued", id, app)
+        },
+        News::TokenRotated {
+            id,
+            app,
+            token_generation,
+        } => EventLine {
+            token_generation: Some(*token_generation),
+            ..of_session("token_rotated", id, app)
+        },
+        News::SessionEnded {
+            id,
+            app,
+            terminal,
+            cause,
+        } => EventLine {
+            terminal: Some(terminal.to_string()),
+            cause: because(cause.label()),
+            ..of_session("session_ended", id, app)
+        },
+        News::ValidationRefused { id, app, why } => EventLine {
+            cause: because(why),
+            ..of_session("validation_refused", id, app)
+        },
+        News::AppFailed { app, cause } => EventLine {
+            cause: because(match cause {
+                AppFailure::Unreachable => "unreachable",
+                AppFailure::Inactive => "inactive",
+                AppFailure::Announced => "announced",
+            }),
+            ..of_app("app_failed", app)
+        },
+        News::AppRecovered { app } => of_app("app_recovered", app),
+        News::QuotaExceeded { app, what } => EventLine {
+            cause: because(what),
+            ..of_app("quota_exceeded", app)
+        },
+    }
+}
+
+/// RFC 3339 with milliseconds, UTC.
+pub(crate) fn rfc3339(at: UnixTime) -> String {
+    let timestamp = i64::try_from(at.as_millis())
+        .ok()
+        .and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
+    timestamp.map_or_else(
+        || "beyond all time".to_owned(),
+        |timestamp| format!("{timestamp:.3}"),
+    )
+}
