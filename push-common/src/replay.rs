@@ -42,6 +42,13 @@ pub const fn in_range(sequence: u64) -> bool {
     sequence >> SEQUENCE_BITS == 0
 }
 
+/// A sequence number of the block that `word` stands for: its lowest, whose neighbours are less than 128 away.
+#[inline(always)]
+#[must_use]
+pub const fn newest(word: u64) -> u64 {
+    word >> 32 << 7
+}
+
 /// Offers `sequence`, which must be [`in_range`], to the `word` in charge of it.
 #[inline(always)]
 #[must_use]

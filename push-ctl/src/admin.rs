@@ -169,6 +169,36 @@ impl From<OperatorRefusal> for Problem {
                 "prefixes-full",
                 "Too many source prefixes",
             ),
+            OperatorRefusal::CredentialExists => (
+                StatusCode::CONFLICT,
+                "credential-exists",
+                "The credential is taken",
+            ),
+            OperatorRefusal::UnknownCredential => (
+                StatusCode::NOT_FOUND,
+                "unknown-credential",
+                "No such credential",
+            ),
+            OperatorRefusal::UnknownTerminal => (
+                StatusCode::NOT_FOUND,
+                "unknown-terminal",
+                "No such terminal",
+            ),
+            OperatorRefusal::NotProvisioned(_) => (
+                StatusCode::CONFLICT,
+                "not-provisioned",
+                "The terminal is not in the first operative state",
+            ),
+            OperatorRefusal::NotSuspended => (
+                StatusCode::CONFLICT,
+                "not-suspended",
+                "The terminal is not suspended",
+            ),
+            OperatorRefusal::NotAuthorised => (
+                StatusCode::CONFLICT,
+                "not-authorised",
+                "The session is not authorised",
+            ),
             OperatorRefusal::UnknownSession => {
                 (StatusCode::NOT_FOUND, "unknown-session", "No such session")
             }

@@ -1,5 +1,6 @@
 //! The key by which an application's server identifies itself on the external interface.
 
+use crate::sessions::records::{Credential, CredentialId, Proof, UnixTime};
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::str::FromStr;
@@ -32,8 +33,22 @@ impl AppKey {
 
     /// What the store knows the key by.
     #[must_use]
-    pub fn hash(&self) -> AppKeyHash {
-        AppKeyHash(Sha256::digest(self.0).into())
+    pub fn credential(&self, created: UnixTime) -> Credential {
+        let hash: [u8; 32] = Sha256::digest(self.0).into();
+        Credential {
+            id: self.id(),
+            proof: Proof::ApiKeySha256(hash),
+            created,
+            expires: None,
+        }
+    }
+
+    /// Names the credential.
+    #[must_use]
+    pub fn id(&self) -> CredentialId {
+        let hash: [u8; 32] = Sha256::digest(self.0).into();
+        let [a, b, c, d, e, f, g, h, ..] = hash;
+        CredentialId::from_u64(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
     }
 }
 
@@ -55,13 +70,6 @@ impl fmt::Debug for AppKey {
     }
 }
 
-/// SHA-256 of the 32 bytes of an application key.
-///
-/// Applications are looked up by it. How long that takes tells nothing of use: who tries keys
-/// doesn't choose their hashes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct AppKeyHash(pub [u8; 32]);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,7 +79,7 @@ mod tests {
         let key = AppKey::from_bytes([0xA5; 32]);
         let text = key.to_text();
         assert_eq!(text.len(), 4 + 64);
-        assert_eq!(text.parse::<AppKey>().unwrap().hash(), key.hash());
+        assert_eq!(text.parse::<AppKey>().unwrap().id(), key.id());
     }
 
     #[test]

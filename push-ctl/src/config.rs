@@ -73,6 +73,11 @@ pub struct Sessions {
     /// Longest lifetime that a registration gets.
     #[serde(deserialize_with = "duration")]
     pub max_lifetime: Duration,
+    /// Sessions that one device may have.
+    pub per_terminal: u32,
+    /// How long a token is valid after the next one was validated.
+    #[serde(deserialize_with = "duration")]
+    pub rotation_overlap: Duration,
 }
 
 impl Default for Sessions {
@@ -81,6 +86,8 @@ impl Default for Sessions {
             slots: DEFAULT_SESSION_SLOTS,
             default_lifetime: Duration::from_hours(1),
             max_lifetime: Duration::from_hours(24),
+            per_terminal: 64,
+            rotation_overlap: Duration::from_mins(5),
         }
     }
 }

@@ -17,11 +17,13 @@ pub use image::Places;
 pub use kernel::{ChangedFuture, Kernel, NicsFuture};
 
 use crate::dataplane::NicStatus;
+use crate::events::{Bus, Event, What};
 use crate::sessions::records::UnixTime;
-use crate::sessions::{Changes, Sessions};
+use crate::sessions::{Changes, News, Notice, Sessions};
 use crate::store::{Batch, Store, StoreError};
 use clock::Clock;
 use image::image;
+use push_common::replay::SEQUENCE_BITS;
 use push_common::wire::SessionId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
@@ -35,6 +37,15 @@ const QUEUE_LEN: usize = 4096;
 
 /// Requests, and expiries, that share a commit at most.
 const BATCH_LEN: usize = 1024;
+
+/// How often some sessions are looked at for what only the data plane knows.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// How many slots are looked at in such a round.
+const ROUND_SLOTS: u32 = 4096;
+
+/// A session whose sequence numbers have come this far is to be renewed: 15/16 of those there are.
+const RENEW_AT: u64 = (1 << SEQUENCE_BITS) / 16 * 15;
 
 /// How long after a failure the data plane is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -137,6 +148,15 @@ fn answer_with<T: Send + 'static>(sender: oneshot::Sender<T>, answer: T) -> Answ
     Box::new(move || drop(sender.send(answer)))
 }
 
+/// Where the controller puts what concerns others.
+#[derive(Clone, Debug)]
+pub struct Outlets {
+    /// What devices are to be told. What there is no room for is not told.
+    pub notices: mpsc::Sender<Notice>,
+    /// What has happened, and what the path tells of.
+    pub events: Bus,
+}
+
 /// What ends when the thread of the controller ends: with an error, or because nobody can ask any more.
 pub type Ended = oneshot::Receiver<Result<(), StoreError>>;
 
@@ -155,6 +175,7 @@ pub fn start(
     store: impl Store,
     kernel: impl Kernel,
     places: Places,
+    outlets: Outlets,
 ) -> Result<(Controller, Ended), StoreError> {
     let mut owner = Owner {
         clock: Clock::start(),
@@ -162,9 +183,14 @@ pub fn start(
         store,
         kernel,
         places,
+        outlets,
         policies_not_in_kernel: BTreeMap::new(),
         not_in_kernel: BTreeMap::new(),
         retry_at: None,
+        round_at: Instant::now() + ROUND,
+        next_slot: 0,
+        renewals_asked: BTreeSet::new(),
+        notices_lost: 0,
     };
     owner.reconcile()?;
     let (requests, queue) = mpsc::channel(QUEUE_LEN);
@@ -186,12 +212,20 @@ struct Owner<S, K> {
     store: S,
     kernel: K,
     places: Places,
+    outlets: Outlets,
     /// Policies that the data plane refused, and why.
     policies_not_in_kernel: BTreeMap<NonZeroU16, String>,
     /// Authorised sessions that the data plane refused, or can't have, and why.
     not_in_kernel: BTreeMap<SessionId, String>,
     /// When they are tried again.
     retry_at: Option<Instant>,
+    /// When the next round is, and where it begins.
+    round_at: Instant,
+    next_slot: u32,
+    /// Sessions that were to be renewed already.
+    renewals_asked: BTreeSet<SessionId>,
+    /// Notices that there was no room for.
+    notices_lost: u64,
 }
 
 impl<S: Store, K: Kernel> Owner<S, K> {
@@ -217,6 +251,7 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         changes.policies.extend(policies);
         self.update_kernel(changes.policies, changes.kernel, now);
         self.kernel.settled();
+        self.tell(changes.notices, changes.news, now);
         let (terminals, apps) = (self.sessions.terminals().len(), self.sessions.apps().len());
         info!(
             terminals,
@@ -238,8 +273,9 @@ impl<S: Store, K: Kernel> Owner<S, K> {
                     self.turn(&mut requests).await?;
                 }
                 () = self.kernel.changed() => {
+                    let at = self.clock.now();
                     for told in self.kernel.take_told() {
-                        info!(target: "event", ?told);
+                        self.publish(at, What::DataPlane(told));
                     }
                 }
             }
@@ -252,12 +288,10 @@ impl<S: Store, K: Kernel> Owner<S, K> {
             .sessions
             .next_deadline()
             .map(|deadline| self.clock.instant(deadline));
-        let idle = Instant::now() + Duration::from_hours(1);
         [expiry, self.retry_at]
             .into_iter()
             .flatten()
-            .min()
-            .unwrap_or(idle)
+            .fold(self.round_at, Instant::min)
     }
 
     async fn turn(&mut self, requests: &mut Vec<Request>) -> Result<(), StoreError> {
@@ -272,6 +306,10 @@ impl<S: Store, K: Kernel> Owner<S, K> {
                 Request::Nics(sender) => nics.push(sender),
             }
         }
+        if self.round_at <= Instant::now() {
+            self.round_at = Instant::now() + ROUND;
+            self.look_round();
+        }
         let changes = self.sessions.take_changes();
         self.commit(&changes)?;
         let (mut policies, mut kernel) = (changes.policies, changes.kernel);
@@ -283,14 +321,61 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         for answer in answers {
             answer();
         }
+        self.tell(changes.notices, changes.news, now);
         for sender in nics {
             drop(sender.send(self.kernel.nics().await));
         }
         Ok(())
     }
 
+    /// Looks at some sessions, the next ones each time: those whose sequence numbers are nearly used up
+    /// are to be requested anew.
+    fn look_round(&mut self) {
+        let slots = self.sessions.slots_used();
+        if self.next_slot >= slots {
+            self.next_slot = 0;
+            let sessions = &self.sessions;
+            self.renewals_asked
+                .retain(|&id| sessions.authorised(id).is_some());
+        }
+        let end = self.next_slot.saturating_add(ROUND_SLOTS).min(slots);
+        for slot in self.next_slot..end {
+            let Some(session) = self.sessions.session_in_slot(slot) else {
+                continue;
+            };
+            let id = session.id;
+            let newest = self.kernel.newest_sequence(id);
+            if newest.is_some_and(|newest| newest >= RENEW_AT) && self.renewals_asked.insert(id) {
+                self.sessions.ask_for_renewal(id);
+            }
+        }
+        self.next_slot = end;
+    }
+
+    /// Passes on what has come of what is done.
+    fn tell(&mut self, notices: Vec<Notice>, news: Vec<News>, now: UnixTime) {
+        for notice in notices {
+            if self.outlets.notices.try_send(notice).is_err() {
+                self.notices_lost += 1;
+            }
+        }
+        for news in news {
+            self.publish(now, What::Lifecycle(news));
+        }
+    }
+
+    fn publish(&self, at: UnixTime, what: What) {
+        self.outlets.events.publish(Event { at, what });
+    }
+
     fn view(&self, now: UnixTime) -> View<'_> {
         let mut warnings = self.kernel.warnings();
+        if self.notices_lost > 0 {
+            warnings.push(format!(
+                "{} messages to devices were not sent, as too many were waiting.",
+                self.notices_lost
+            ));
+        }
         let policies = self.policies_not_in_kernel.values();
         warnings.extend(policies.map(|why| format!("{why}. It is tried again.")));
         if let Some((id, why)) = self.not_in_kernel.first_key_value() {

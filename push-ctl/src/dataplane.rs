@@ -344,6 +344,13 @@ impl Dataplane {
         })
     }
 
+    /// About the highest sequence number that was accepted for a session, at most 127 below it; `None` if
+    /// the session isn't there.
+    #[must_use]
+    pub fn newest_sequence(&self, id: SessionId) -> Option<u64> {
+        self.sessions.newest_sequence(id)
+    }
+
     /// What became of packets, by NIC.
     ///
     /// # Errors

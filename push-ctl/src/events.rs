@@ -7,7 +7,8 @@
 mod tests;
 
 use crate::dataplane::Told;
-use crate::sessions::records::{AppName, EndCause, EndpointName, Left, RegistrationId, UnixTime};
+use crate::sessions::News;
+use crate::sessions::records::{AppName, EndpointName, RegistrationId, UnixTime};
 use push_common::wire::SessionId;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
@@ -86,93 +87,6 @@ pub enum What {
         /// The terminal that it was about.
         terminal: Option<RegistrationId>,
     },
-}
-
-// The lifecycle's own type takes the place of this one: then `News` and `AppFailure` are imported from
-// `crate::sessions`, and these two definitions go.
-#[expect(missing_docs, reason = "stands in for the type of the lifecycle")]
-#[derive(Clone, Debug)]
-pub enum News {
-    TerminalRegistered {
-        id: RegistrationId,
-        endpoint: EndpointName,
-    },
-    TerminalMoved {
-        id: RegistrationId,
-        endpoint: EndpointName,
-        address: IpAddr,
-    },
-    TerminalLeft {
-        id: RegistrationId,
-        endpoint: EndpointName,
-        cause: Left,
-    },
-    TerminalSuspended {
-        id: RegistrationId,
-        endpoint: EndpointName,
-    },
-    TerminalResumed {
-        id: RegistrationId,
-        endpoint: EndpointName,
-    },
-    TerminalRemoved {
-        id: RegistrationId,
-        endpoint: EndpointName,
-    },
-    SessionRequested {
-        id: SessionId,
-        app: AppName,
-        terminal: RegistrationId,
-    },
-    SessionAuthorised {
-        id: SessionId,
-        app: AppName,
-    },
-    RotationAsked {
-        id: SessionId,
-        app: AppName,
-    },
-    TokenIssued {
-        id: SessionId,
-        app: AppName,
-        token_generation: u8,
-    },
-    TokenRotated {
-        id: SessionId,
-        app: AppName,
-        token_generation: u8,
-    },
-    SessionEnded {
-        id: SessionId,
-        app: AppName,
-        terminal: RegistrationId,
-        cause: EndCause,
-    },
-    ValidationRefused {
-        id: SessionId,
-        app: AppName,
-        why: &'static str,
-    },
-    AppFailed {
-        app: AppName,
-        cause: AppFailure,
-    },
-    AppRecovered {
-        app: AppName,
-    },
-    QuotaExceeded {
-        app: AppName,
-        what: &'static str,
-    },
-}
-
-/// Why an application doesn't count as available.
-#[expect(missing_docs, reason = "stands in for the type of the lifecycle")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AppFailure {
-    Unreachable,
-    Inactive,
-    Announced,
 }
 
 /// An event as programs get to see it: one line of `GET /v1/events`. The names are stable; what says
@@ -340,7 +254,7 @@ fn of_lifecycle(at: UnixTime, news: &News) -> EventLine {
             endpoint,
             cause,
         } => EventLine {
-            cause: because(EndCause::from(*cause).label()),
+            cause: because(cause.label()),
             ..of_terminal("terminal_left", id, endpoint)
         },
         News::TerminalSuspended { id, endpoint } => of_terminal("terminal_suspended", id, endpoint),
@@ -368,6 +282,7 @@ fn of_lifecycle(at: UnixTime, news: &News) -> EventLine {
             token_generation: Some(*token_generation),
             ..of_session("token_rotated", id, app)
         },
+        News::RenewalAsked { id, app } => of_session("renewal_asked", id, app),
         News::SessionEnded {
             id,
             app,
@@ -383,11 +298,7 @@ fn of_lifecycle(at: UnixTime, news: &News) -> EventLine {
             ..of_session("validation_refused", id, app)
         },
         News::AppFailed { app, cause } => EventLine {
-            cause: because(match cause {
-                AppFailure::Unreachable => "unreachable",
-                AppFailure::Inactive => "inactive",
-                AppFailure::Announced => "announced",
-            }),
+            cause: because(cause.label()),
             ..of_app("app_failed", app)
         },
         News::AppRecovered { app } => of_app("app_recovered", app),

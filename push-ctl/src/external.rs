@@ -207,9 +207,9 @@ async fn validate(
     headers: HeaderMap,
     body: Result<Json<ValidateRequest>, JsonRejection>,
 ) -> Result<Json<Validated>, Problem> {
-    let key = app_key(&headers)
-        .ok_or_else(|| problem(ValidationRefusal::InvalidAppKey))?
-        .hash();
+    let credential = app_key(&headers)
+        .ok_or_else(|| problem(ValidationRefusal::InvalidCredential))?
+        .id();
     let Json(request) = body?;
     let id: SessionId = session_id
         .parse()
@@ -222,7 +222,7 @@ async fn validate(
     let hash = token.hash();
     let answer = gateway
         .controller
-        .apply(move |sessions, now| sessions.validate(now, &key, id, &hash))
+        .apply(move |sessions, now| sessions.validate(now, credential, id, &hash))
         .await
         .map_err(|_stopped| Problem::stopped())?;
     let authorisation = answer.map_err(|refusal| {
@@ -255,7 +255,7 @@ fn app_key(headers: &HeaderMap) -> Option<AppKey> {
 
 fn problem(refusal: ValidationRefusal) -> Problem {
     let (status, kind, title) = match refusal {
-        ValidationRefusal::InvalidAppKey => (
+        ValidationRefusal::InvalidCredential => (
             StatusCode::UNAUTHORIZED,
             "invalid-app-key",
             "Not an application's key",
@@ -271,6 +271,16 @@ fn problem(refusal: ValidationRefusal) -> Problem {
         ValidationRefusal::SessionEnded(_) => {
             (StatusCode::GONE, "session-ended", "The session is over")
         }
+        ValidationRefusal::QuotaExceeded { .. } => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "quota-exceeded",
+            "Too many validations",
+        ),
+        ValidationRefusal::TooManyGuesses { .. } => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "too-many-guesses",
+            "Too many wrong tokens",
+        ),
     };
     Problem::new(status, kind, title, refusal.to_string())
 }

@@ -245,13 +245,14 @@ impl Endpoint {
             device: device.ip(),
             gateway: self.gateway,
         };
+        let port = device.port();
         let outcome = match operation {
             Operation::Register { endpoint, lifetime } => {
                 let fresh = RegistrationId::from_u64(u64::from_ne_bytes(random::bytes()));
                 let registered = self
                     .controller
                     .apply(move |sessions, now| {
-                        sessions.register(now, endpoint, path, lifetime, fresh)
+                        sessions.register(now, endpoint, path, port, lifetime, fresh)
                     })
                     .await;
                 registered.map(|registered| {
@@ -265,7 +266,9 @@ impl Endpoint {
             Operation::Refresh { id, lifetime } => {
                 let refreshed = self
                     .controller
-                    .apply(move |sessions, now| sessions.refresh(now, id, path, proven, lifetime))
+                    .apply(move |sessions, now| {
+                        sessions.refresh(now, id, path, port, proven, lifetime)
+                    })
                     .await;
                 refreshed.map(|refreshed| {
                     refreshed.map(|registration| {

@@ -35,8 +35,9 @@ pub mod store;
 
 use anyhow::{Context, Result, bail};
 use config::Config;
-use controller::Places;
+use controller::{Outlets, Places};
 use dataplane::Dataplane;
+use events::Bus;
 use external::TriggerAddresses;
 use listen::ListenError;
 use sessions::records::RealmName;
@@ -44,12 +45,15 @@ use sessions::{Limits, Sessions};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 use store::{RedbStore, Store};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{Level, info, warn};
 
 /// How long requests that are being answered may take when the daemon ends.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// Messages to devices that wait to be sent, at most.
+const NOTICES_LEN: usize = 65_536;
 
 /// Runs the controller until `shutdown` is through. The data plane stays as it is then.
 ///
@@ -71,7 +75,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     for warning in dataplane.warnings() {
         warn!("{warning}");
     }
-    let (controller, mut ended) = controller::start(sessions, store, dataplane, places(&config))?;
+    let (notices, for_devices_unasked) = mpsc::channel(NOTICES_LEN);
+    let outlets = Outlets {
+        notices,
+        events: Bus::default(),
+    };
+    let (controller, mut ended) =
+        controller::start(sessions, store, dataplane, places(&config), outlets)?;
+    drop(for_devices_unasked);
 
     let (stop, stopping) = watch::channel(false);
     let stopped = || {
@@ -134,6 +145,8 @@ fn limits(config: &Config) -> Limits {
         slots: config.sessions.slots,
         default_lifetime: config.sessions.default_lifetime,
         max_lifetime: config.sessions.max_lifetime,
+        sessions_per_terminal: config.sessions.per_terminal,
+        rotation_overlap: config.sessions.rotation_overlap,
     }
 }
 

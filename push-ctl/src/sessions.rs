@@ -2,17 +2,27 @@
 //!
 //! It knows no socket, no clock, no map and no file: what time it is and what is random comes in
 //! with each operation. An operation answers or refuses with a cause, and notes what it has changed;
-//! [`Sessions::take_changes`] says what is to be brought to the store and to the data plane.
+//! [`Sessions::take_changes`] says what is to be brought to the store and to the data plane, what devices
+//! are to be told, and what has happened.
 //!
 //! ```text
 //! terminal   register ──> first operative state ──> second operative state ──> forgotten
-//!                           │ refresh, move           deregistered, expired
+//!                           │ refresh, move   ▲       deregistered, expired, address taken
+//!                           │          resume │ suspend
+//!                           │                 └──>  suspended, until the operator says otherwise
 //! session                   └─ request ──> requested ── validate ──> authorised ──> ended
+//!                                                          rotating ◄──┘ another token
 //! ```
 //!
 //! A session lives as long as its terminal is in the first operative state, unless it is ended before.
+//! While its token is rotated, two generations of it are valid for a while.
 
 mod answers;
+mod apps;
+mod attempts;
+mod devices;
+mod news;
+mod notices;
 mod operator;
 mod queries;
 pub mod records;
@@ -25,19 +35,21 @@ pub use answers::{
     Authorisation, Counts, DeviceRefusal, Grant, OperatorRefusal, Registration, SessionRequest,
     ValidationRefusal,
 };
+pub use news::News;
+pub use notices::{Notice, NoticeKind};
 pub use queries::Authorised;
 pub use restore::RestoreError;
 
-use crate::app_key::AppKeyHash;
-use push_common::token::{Token, TokenHash};
+use attempts::Attempts;
 use push_common::wire::SessionId;
 use records::{
-    App, AppName, EndCause, EndpointName, InstanceName, IssuedToken, Left, OperativeState, Path,
-    RegistrationId, Session, SessionState, Terminal, UnixTime,
+    App, AppName, CredentialId, EndCause, EndpointName, InstanceName, Left, OperativeState, Path,
+    RealmName, RegistrationId, Session, SessionState, Terminal, UnixTime,
 };
 use slots::Slots;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::num::{NonZeroU16, NonZeroU32};
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 /// How long a terminal in the second operative state is remembered.
@@ -52,6 +64,10 @@ pub struct Limits {
     pub default_lifetime: Duration,
     /// Longest lifetime that a registration gets.
     pub max_lifetime: Duration,
+    /// Sessions that aren't over that a terminal may have.
+    pub sessions_per_terminal: u32,
+    /// How long a token is valid after the next one was validated.
+    pub rotation_overlap: Duration,
 }
 
 /// Everything that the store keeps.
@@ -78,6 +94,10 @@ pub struct Changes {
     pub policies: BTreeSet<NonZeroU16>,
     /// Sessions that the data plane has to learn about, or to forget.
     pub kernel: BTreeSet<SessionId>,
+    /// What devices are to be told once all that is done.
+    pub notices: Vec<Notice>,
+    /// What has happened.
+    pub news: Vec<News>,
 }
 
 impl Changes {
@@ -100,6 +120,13 @@ struct AppEntry {
     sessions: BTreeSet<SessionId>,
 }
 
+/// Whose time has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    Terminal(RegistrationId),
+    Session(SessionId),
+}
+
 /// All terminals, sessions and applications.
 pub struct Sessions {
     limits: Limits,
@@ -108,261 +135,41 @@ pub struct Sessions {
     apps: BTreeMap<AppName, AppEntry>,
     /// Whose policy is in which slot.
     policies: BTreeMap<NonZeroU16, AppName>,
-    app_keys: HashMap<AppKeyHash, AppName>,
+    /// Whose each credential is.
+    credentials: HashMap<CredentialId, AppName>,
+    /// Who is where: terminals in the first operative state.
+    addresses: HashMap<(Option<RealmName>, IpAddr), RegistrationId>,
     slots: Slots,
-    /// When each terminal leaves its state, unless something happens before.
-    deadlines: BTreeSet<(UnixTime, RegistrationId)>,
+    /// When each terminal leaves its state, and each session its own, unless something happens before.
+    deadlines: BTreeSet<(UnixTime, Due)>,
+    attempts: Attempts,
     counts: Counts,
     changes: Changes,
 }
 
 impl Sessions {
-    /// A device registers, or registers again. Its address has been proved.
-    ///
-    /// `fresh` is random; it names the registration if that is a new one.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceRefusal::EndpointTaken`], [`DeviceRefusal::TerminalsFull`].
-    pub fn register(
-        &mut self,
-        now: UnixTime,
-        endpoint: EndpointName,
-        path: Path,
-        lifetime: Option<Duration>,
-        fresh: RegistrationId,
-    ) -> Result<Registration, DeviceRefusal> {
-        let lifetime = lifetime
-            .unwrap_or(self.limits.default_lifetime)
-            .min(self.limits.max_lifetime);
-        if let Some(&id) = self.endpoints.get(&endpoint) {
-            match self
-                .provisioned(now, id)
-                .map(|terminal| terminal.record.path.is_from_same_address(&path))
-            {
-                Ok(true) => return Ok(self.prolong(now, id, path, lifetime)),
-                Ok(false) => return Err(DeviceRefusal::EndpointTaken),
-                Err(_) => self.forget(now, id),
-            }
-        }
-        if self.terminals.len() >= self.limits.slots as usize {
-            return Err(DeviceRefusal::TerminalsFull);
-        }
-        let mut id = fresh;
-        while self.terminals.contains_key(&id) {
-            id = RegistrationId::from_u64(id.to_u64().wrapping_add(1));
-        }
-        let expires = now.saturating_add(lifetime);
-        let record = Terminal {
-            id,
-            endpoint: endpoint.clone(),
-            path,
-            lifetime,
-            state: OperativeState::First { expires },
-        };
-        self.endpoints.insert(endpoint, id);
-        self.terminals.insert(
-            id,
-            TerminalEntry {
-                record,
-                sessions: BTreeMap::new(),
-            },
-        );
-        self.deadlines.insert((expires, id));
-        self.changes.terminals.insert(id);
-        Ok(Registration { id, lifetime })
-    }
-
-    /// A device refreshes its registration, or moves it to another address, which its sessions follow.
-    /// `proven` says whether it has shown that it receives at that address.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceRefusal::AddressUnproven`], [`DeviceRefusal::UnknownRegistration`], [`DeviceRefusal::SecondState`].
-    pub fn refresh(
-        &mut self,
-        now: UnixTime,
-        id: RegistrationId,
-        path: Path,
-        proven: bool,
-        lifetime: Option<Duration>,
-    ) -> Result<Registration, DeviceRefusal> {
-        let terminal = self.provisioned(now, id)?;
-        if !terminal.record.path.is_from_same_address(&path) && !proven {
-            return Err(DeviceRefusal::AddressUnproven);
-        }
-        let lifetime = lifetime
-            .unwrap_or(terminal.record.lifetime)
-            .min(self.limits.max_lifetime);
-        Ok(self.prolong(now, id, path, lifetime))
-    }
-
-    /// A device leaves; its sessions end.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceRefusal::OtherAddress`], [`DeviceRefusal::UnknownRegistration`], [`DeviceRefusal::SecondState`].
-    pub fn deregister(
-        &mut self,
-        now: UnixTime,
-        id: RegistrationId,
-        from: &Path,
-    ) -> Result<(), DeviceRefusal> {
-        self.provisioned_at(now, id, from)?;
-        self.leave(now, id, Left::Deregistered);
-        Ok(())
-    }
-
-    /// A device asks for a session. One of the same instance is replaced by it.
-    ///
-    /// `token` and `generation` are random.
-    ///
-    /// # Errors
-    ///
-    /// All of [`DeviceRefusal`] but those of registering.
-    pub fn request_session(
-        &mut self,
-        now: UnixTime,
-        terminal: RegistrationId,
-        from: &Path,
-        request: SessionRequest,
-        token: &Token,
-        generation: NonZeroU32,
-    ) -> Result<Grant, DeviceRefusal> {
-        let SessionRequest {
-            app,
-            instance,
-            port,
-        } = request;
-        let entry = self.provisioned_at(now, terminal, from)?;
-        let lifetime = remaining(&entry.record, now);
-        let replaced = entry
-            .sessions
-            .get(&(app.clone(), instance.clone()))
-            .copied();
-        if !self.apps.contains_key(&app) {
-            return Err(DeviceRefusal::UnknownApp);
-        }
-        if let Some(replaced) = replaced {
-            self.end(now, replaced, EndCause::Replaced);
-        }
-        let issued = IssuedToken::first(token);
-        let token_generation = issued.generation;
-        let id = self
-            .slots
-            .insert(generation, |id| Session {
-                id,
-                terminal,
-                app: app.clone(),
-                instance: instance.clone(),
-                port,
-                tunnel: None,
-                state: SessionState::Requested(issued),
-            })
-            .ok_or(DeviceRefusal::SlotsFull)?;
-        self.counts.requested += 1;
-        if let Some(entry) = self.apps.get_mut(&app) {
-            entry.sessions.insert(id);
-        }
-        if let Some(entry) = self.terminals.get_mut(&terminal) {
-            entry.sessions.insert((app, instance), id);
-        }
-        self.changes.slots.insert(id.slot());
-        Ok(Grant {
-            id,
-            token_generation,
-            lifetime,
-        })
-    }
-
-    /// A device ends a session of its own.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceRefusal::UnknownSession`] and those of [`Sessions::deregister`].
-    pub fn release(
-        &mut self,
-        now: UnixTime,
-        terminal: RegistrationId,
-        from: &Path,
-        id: SessionId,
-    ) -> Result<(), DeviceRefusal> {
-        self.provisioned_at(now, terminal, from)?;
-        match self.slots.get(id) {
-            Some(session) if session.terminal == terminal => match session.state {
-                SessionState::Requested(_) | SessionState::Authorised(_) => {
-                    self.end(now, id, EndCause::Released);
-                }
-                SessionState::Ended { .. } => return Err(DeviceRefusal::UnknownSession),
-            },
-            Some(_) | None => return Err(DeviceRefusal::UnknownSession),
-        }
-        Ok(())
-    }
-
-    /// An application's server proves to hold the token of a session, which is authorised from then on.
-    ///
-    /// # Errors
-    ///
-    /// [`ValidationRefusal`].
-    pub fn validate(
-        &mut self,
-        now: UnixTime,
-        app_key: &AppKeyHash,
-        id: SessionId,
-        token: &TokenHash,
-    ) -> Result<Authorisation, ValidationRefusal> {
-        let app = self
-            .app_keys
-            .get(app_key)
-            .ok_or(ValidationRefusal::InvalidAppKey)?;
-        let session = self.slots.get_mut(id).filter(|session| session.app == *app);
-        let session = session.ok_or(ValidationRefusal::UnknownSession)?;
-        let issued = match &session.state {
-            SessionState::Requested(issued) | SessionState::Authorised(issued) => issued.clone(),
-            SessionState::Ended { cause, .. } => {
-                return Err(ValidationRefusal::SessionEnded(*cause));
-            }
-        };
-        let terminal = self
-            .terminals
-            .get(&session.terminal)
-            .map(|entry| &entry.record);
-        let terminal = terminal.filter(|terminal| !remaining(terminal, now).is_zero());
-        let terminal = terminal.ok_or(ValidationRefusal::SessionEnded(EndCause::Expired))?;
-        if issued.hash != *token {
-            return Err(ValidationRefusal::TokenMismatch);
-        }
-        let token_generation = issued.generation;
-        if matches!(session.state, SessionState::Requested(_)) {
-            session.state = SessionState::Authorised(issued);
-            self.counts.requested -= 1;
-            self.counts.authorised += 1;
-            self.changes.slots.insert(id.slot());
-            self.changes.kernel.insert(id);
-        }
-        Ok(Authorisation {
-            id,
-            token_generation,
-            device: terminal.path.device,
-            expires_in: remaining(terminal, now),
-        })
-    }
-
-    /// Lets time pass: expires registrations, and forgets those that have been over for a while; at
-    /// most `limit` of them, so that one call doesn't take for ever. [`Sessions::next_deadline`] says
+    /// Lets time pass: expires registrations and tokens, and forgets what has been over for a while; at
+    /// most `limit` of that, so that one call doesn't take for ever. [`Sessions::next_deadline`] says
     /// whether there is more.
     pub fn expire(&mut self, now: UnixTime, limit: usize) {
         for _ in 0..limit {
-            let Some(&(at, id)) = self.deadlines.first() else {
+            let Some(&(at, due)) = self.deadlines.first() else {
                 return;
             };
             if at > now {
                 return;
             }
-            match self.terminals.get(&id).map(|entry| entry.record.state) {
-                Some(OperativeState::First { .. }) => self.leave(now, id, Left::Expired),
-                Some(OperativeState::Second { .. }) | None => self.forget(now, id),
+            match due {
+                Due::Session(id) => self.session_is_due(now, id),
+                Due::Terminal(id) => {
+                    match self.terminals.get(&id).map(|entry| entry.record.state) {
+                        Some(OperativeState::First { .. }) => self.leave(now, id, Left::Expired),
+                        Some(OperativeState::Second { .. } | OperativeState::Suspended { .. })
+                        | None => {
+                            self.forget(now, id);
+                        }
+                    }
+                }
             }
         }
     }
@@ -393,6 +200,7 @@ impl Sessions {
             OperativeState::First { expires } if expires > now => Ok(entry),
             OperativeState::First { .. } => Err(DeviceRefusal::SecondState(Left::Expired)),
             OperativeState::Second { cause, .. } => Err(DeviceRefusal::SecondState(cause)),
+            OperativeState::Suspended { .. } => Err(DeviceRefusal::Suspended),
         }
     }
 
@@ -410,54 +218,181 @@ impl Sessions {
         }
     }
 
+    /// That a session which isn't over is of this terminal.
+    fn own_session(&self, terminal: RegistrationId, id: SessionId) -> Result<(), DeviceRefusal> {
+        match self.slots.get(id) {
+            Some(session) if session.terminal == terminal => match session.state {
+                SessionState::Requested(_) | SessionState::Authorised(_) => Ok(()),
+                SessionState::Ended { .. } => Err(DeviceRefusal::UnknownSession),
+            },
+            Some(_) | None => Err(DeviceRefusal::UnknownSession),
+        }
+    }
+
+    /// The address is that of terminal `id` from now on. Another one that had it can't be reached there any more.
+    fn claim(&mut self, now: UnixTime, id: RegistrationId, path: &Path) {
+        let place = (path.realm.clone(), path.device);
+        if let Some(before) = self.addresses.insert(place, id)
+            && before != id
+        {
+            self.leave(now, before, Left::AddressTaken);
+        }
+    }
+
+    /// The address is nobody's, if it was that of terminal `id`.
+    fn vacate(&mut self, id: RegistrationId, path: &Path) {
+        let place = (path.realm.clone(), path.device);
+        if self.addresses.get(&place) == Some(&id) {
+            self.addresses.remove(&place);
+        }
+    }
+
     fn prolong(
         &mut self,
         now: UnixTime,
         id: RegistrationId,
         path: Path,
+        port: u16,
         lifetime: Duration,
     ) -> Registration {
         let expires = now.saturating_add(lifetime);
-        if let Some(entry) = self.terminals.get_mut(&id) {
-            self.deadlines.remove(&(deadline(entry.record.state), id));
-            self.deadlines.insert((expires, id));
-            entry.record.path = path;
-            entry.record.lifetime = lifetime;
-            entry.record.state = OperativeState::First { expires };
-            self.changes.terminals.insert(id);
-            for &session in entry.sessions.values() {
-                if self
-                    .slots
-                    .get(session)
-                    .is_some_and(|session| matches!(session.state, SessionState::Authorised(_)))
-                {
-                    self.changes.kernel.insert(session);
-                }
+        let registration = Registration { id, lifetime };
+        let Some(entry) = self.terminals.get(&id) else {
+            return registration;
+        };
+        let before = entry.record.path.clone();
+        let has_moved = !before.is_from_same_address(&path);
+        self.vacate(id, &before);
+        self.claim(now, id, &path);
+        let Some(entry) = self.terminals.get_mut(&id) else {
+            return registration;
+        };
+        let deadline_before = deadline(entry.record.state);
+        if has_moved {
+            self.changes.news.push(News::TerminalMoved {
+                id,
+                endpoint: entry.record.endpoint.clone(),
+                address: path.device,
+            });
+        }
+        entry.record.path = path;
+        entry.record.port = port;
+        entry.record.lifetime = lifetime;
+        entry.record.state = OperativeState::First { expires };
+        self.changes.terminals.insert(id);
+        for &session in entry.sessions.values() {
+            if self
+                .slots
+                .get(session)
+                .is_some_and(|session| matches!(session.state, SessionState::Authorised(_)))
+            {
+                self.changes.kernel.insert(session);
             }
         }
-        Registration { id, lifetime }
+        self.set_deadline(Due::Terminal(id), deadline_before, Some(expires));
+        registration
     }
 
     fn leave(&mut self, now: UnixTime, id: RegistrationId, cause: Left) {
-        let Some(entry) = self.terminals.get_mut(&id) else {
-            return;
-        };
-        self.deadlines.remove(&(deadline(entry.record.state), id));
-        entry.record.state = OperativeState::Second { since: now, cause };
-        self.deadlines.insert((deadline(entry.record.state), id));
-        self.changes.terminals.insert(id);
-        for session in entry.sessions.values().copied().collect::<Vec<_>>() {
-            self.end(now, session, cause.into());
+        if let Some(endpoint) = self.stop(
+            now,
+            id,
+            OperativeState::Second { since: now, cause },
+            cause.into(),
+        ) {
+            self.changes.news.push(News::TerminalLeft {
+                id,
+                endpoint,
+                cause,
+            });
         }
     }
 
+    /// Takes a terminal out of the first operative state, for `cause` as far as its sessions are concerned.
+    fn stop(
+        &mut self,
+        now: UnixTime,
+        id: RegistrationId,
+        state: OperativeState,
+        cause: EndCause,
+    ) -> Option<EndpointName> {
+        let entry = self.terminals.get(&id)?;
+        let path = entry.record.path.clone();
+        for session in entry.sessions.values().copied().collect::<Vec<_>>() {
+            self.end(now, session, cause);
+        }
+        self.vacate(id, &path);
+        let entry = self.terminals.get_mut(&id)?;
+        let before = deadline(entry.record.state);
+        entry.record.state = state;
+        self.set_deadline(Due::Terminal(id), before, deadline(state));
+        self.changes.terminals.insert(id);
+        self.terminals
+            .get(&id)
+            .map(|entry| entry.record.endpoint.clone())
+    }
+
     fn forget(&mut self, now: UnixTime, id: RegistrationId) {
-        self.leave(now, id, Left::Expired);
+        let state = self.terminals.get(&id).map(|entry| entry.record.state);
+        if let Some(OperativeState::First { .. }) = state {
+            self.leave(now, id, Left::Expired);
+        }
         if let Some(entry) = self.terminals.remove(&id) {
-            self.deadlines.remove(&(deadline(entry.record.state), id));
+            self.set_deadline(Due::Terminal(id), deadline(entry.record.state), None);
             self.endpoints.remove(&entry.record.endpoint);
+            self.attempts.forget_terminal(id);
             self.changes.terminals.insert(id);
         }
+    }
+
+    /// What changes about a session by itself: a token before the current one stops being valid, or it
+    /// is too late for another one.
+    fn session_is_due(&mut self, now: UnixTime, id: SessionId) {
+        let Some(SessionState::Authorised(tokens)) =
+            self.slots.get_mut(id).map(|session| &mut session.state)
+        else {
+            return;
+        };
+        if tokens.rotate_by.is_some_and(|by| by <= now) {
+            self.end(now, id, EndCause::NotRotated);
+            return;
+        }
+        let before = tokens.deadline();
+        tokens.previous.take_if(|previous| previous.until <= now);
+        let after = tokens.deadline();
+        self.set_deadline(Due::Session(id), before, after);
+        self.changes.slots.insert(id.slot());
+        self.changes.kernel.insert(id);
+    }
+
+    fn set_deadline(&mut self, due: Due, before: Option<UnixTime>, after: Option<UnixTime>) {
+        if let Some(before) = before {
+            self.deadlines.remove(&(before, due));
+        }
+        if let Some(after) = after {
+            self.deadlines.insert((after, due));
+        }
+    }
+
+    /// Tells the app of a session which isn't over, or just was not.
+    fn notify_app(&mut self, session: &Session, kind: NoticeKind) {
+        if let Some(entry) = self.terminals.get(&session.terminal) {
+            let path = entry.record.path.clone();
+            self.changes.notices.push(Notice {
+                to: SocketAddr::new(path.device, session.port.get()),
+                path,
+                kind,
+            });
+        }
+    }
+
+    /// Tells the push client of a terminal.
+    fn notify_terminal(&mut self, terminal: &Terminal, kind: NoticeKind) {
+        self.changes.notices.push(Notice {
+            to: SocketAddr::new(terminal.path.device, terminal.port),
+            path: terminal.path.clone(),
+            kind,
+        });
     }
 
     /// Ends a session that isn't over.
@@ -465,33 +400,50 @@ impl Sessions {
         let Some(session) = self.slots.get_mut(id) else {
             return;
         };
-        match session.state {
-            SessionState::Requested(_) => self.counts.requested -= 1,
-            SessionState::Authorised(_) => {
+        let before = match &session.state {
+            SessionState::Requested(_) => {
+                self.counts.requested -= 1;
+                None
+            }
+            SessionState::Authorised(tokens) => {
                 self.counts.authorised -= 1;
                 self.changes.kernel.insert(id);
+                tokens.deadline()
             }
             SessionState::Ended { .. } => return,
-        }
+        };
         session.state = SessionState::Ended { at: now, cause };
+        let session = session.clone();
+        self.set_deadline(Due::Session(id), before, None);
+        if cause.is_news_to_app() {
+            self.notify_app(&session, NoticeKind::Teardown { session: id, cause });
+        }
+        self.attempts.forget_session(id);
         if let Some(app) = self.apps.get_mut(&session.app) {
             app.sessions.remove(&id);
         }
         if let Some(terminal) = self.terminals.get_mut(&session.terminal) {
             terminal
                 .sessions
-                .remove(&(session.app.clone(), session.instance.clone()));
+                .remove(&(session.app.clone(), session.instance));
         }
         self.slots.free(id.slot());
         self.changes.slots.insert(id.slot());
+        self.changes.news.push(News::SessionEnded {
+            id,
+            app: session.app,
+            terminal: session.terminal,
+            cause,
+        });
     }
 }
 
-/// When a terminal leaves its state.
-fn deadline(state: OperativeState) -> UnixTime {
+/// When a terminal leaves its state by itself.
+fn deadline(state: OperativeState) -> Option<UnixTime> {
     match state {
-        OperativeState::First { expires } => expires,
-        OperativeState::Second { since, .. } => since.saturating_add(SECOND_STATE_KEPT),
+        OperativeState::First { expires } => Some(expires),
+        OperativeState::Second { since, .. } => Some(since.saturating_add(SECOND_STATE_KEPT)),
+        OperativeState::Suspended { .. } => None,
     }
 }
 
@@ -499,6 +451,6 @@ fn deadline(state: OperativeState) -> UnixTime {
 pub(crate) fn remaining(terminal: &Terminal, now: UnixTime) -> Duration {
     match terminal.state {
         OperativeState::First { expires } => expires.saturating_since(now),
-        OperativeState::Second { .. } => Duration::ZERO,
+        OperativeState::Second { .. } | OperativeState::Suspended { .. } => Duration::ZERO,
     }
 }

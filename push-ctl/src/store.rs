@@ -1,7 +1,7 @@
 //! What survives a restart: terminals, sessions, applications.
 //!
 //! [`RedbStore`] keeps them in one file, `push.redb` in the `state_dir`. A token is never in it, only
-//! the key derived from it and its hash; so is an application's key only as a hash. The file can be
+//! the keys derived from it and its hash; so is an application's key only as a hash. The file can be
 //! read by root and the daemon alone (mode 0600), as a derived key is enough to sign triggers.
 //!
 //! | table | key | value |
@@ -19,6 +19,7 @@
 //! | --- | --- |
 //! | 1 | |
 //! | 2 | realms of terminals, policies of applications, tunnels of sessions |
+//! | 3 | ports and suspension of terminals, rotation of tokens, credentials, quotas and monitors of applications |
 
 mod rehearsal;
 mod rows;
@@ -41,7 +42,7 @@ use std::path::{Path, PathBuf};
 use tracing::info;
 
 /// Version of the store as a whole.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The oldest version that can be brought to the current one.
 const OLDEST_VERSION: u32 = 1;

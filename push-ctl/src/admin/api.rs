@@ -218,7 +218,7 @@ pub struct TerminalStatus {
     pub gateway: SocketAddr,
     /// `first_operative` (may ask for sessions) or `second_operative` (may not).
     pub state: String,
-    /// Why it is in the second operative state: `deregistered` or `expired`.
+    /// Why it is in the second operative state: `deregistered`, `expired`, `address_taken` or `suspended`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
     /// Until the registration expires.
@@ -247,7 +247,7 @@ pub struct SessionStatus {
     /// What is known of the way to the device: `resolved`, `unresolved` or `no_route`; none if the session
     /// is not in the data plane.
     pub next_hop: Option<String>,
-    /// `requested`, `authorised` or `ended`.
+    /// `requested`, `authorised`, `rotating` (authorised, and another token given out or asked for) or `ended`.
     pub state: String,
     /// Why it ended.
     #[serde(skip_serializing_if = "Option::is_none")]

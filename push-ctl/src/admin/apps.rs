@@ -50,14 +50,15 @@ pub(super) async fn add(
         let name: AppName = name.parse().map_err(|error| bad_name(&error))?;
         let rules = changed(&Policy::default(), &policy).map_err(bad_policy)?;
         let key = AppKey::from_bytes(random::bytes());
-        let hash = key.hash();
         let added = AppAdded {
             name: name.to_string(),
             api_key: key.to_text(),
         };
         operator
             .controller
-            .apply(move |sessions, now| sessions.add_app(now, name, hash, rules))
+            .apply(move |sessions, now| {
+                sessions.add_app(now, name, vec![key.credential(now)], rules)
+            })
             .await??;
         Ok(Json(added))
     };

@@ -8,9 +8,7 @@ use crate::config::Gtpu;
 use crate::controller::View;
 use crate::dataplane::Tunnel;
 use crate::problem::{Problem, Segment};
-use crate::sessions::records::{
-    Left, OperativeState, RegistrationId, Session, SessionState, Terminal,
-};
+use crate::sessions::records::{OperativeState, RegistrationId, Session, SessionState, Terminal};
 use crate::sessions::{OperatorRefusal, remaining};
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
@@ -192,7 +190,8 @@ fn tunnel_status(Tunnel { peer, teid }: Tunnel) -> TunnelStatus {
 fn terminal_status(view: &View<'_>, terminal: &Terminal) -> TerminalStatus {
     let (state, cause) = match terminal.state {
         OperativeState::First { .. } => ("first_operative", None),
-        OperativeState::Second { cause, .. } => ("second_operative", Some(cause)),
+        OperativeState::Second { cause, .. } => ("second_operative", Some(cause.label())),
+        OperativeState::Suspended { .. } => ("second_operative", Some("suspended")),
     };
     TerminalStatus {
         id: terminal.id.to_string(),
@@ -201,10 +200,7 @@ fn terminal_status(view: &View<'_>, terminal: &Terminal) -> TerminalStatus {
         realm: terminal.path.realm.as_ref().map(ToString::to_string),
         gateway: terminal.path.gateway,
         state: state.to_owned(),
-        cause: cause.map(|cause| match cause {
-            Left::Deregistered => "deregistered".to_owned(),
-            Left::Expired => "expired".to_owned(),
-        }),
+        cause: cause.map(str::to_owned),
         expires_in_s: cause
             .is_none()
             .then(|| remaining(terminal, view.now).as_secs()),
@@ -215,7 +211,14 @@ fn terminal_status(view: &View<'_>, terminal: &Terminal) -> TerminalStatus {
 fn session_status(view: &View<'_>, session: &Session) -> SessionStatus {
     let (state, cause, token) = match &session.state {
         SessionState::Requested(token) => ("requested", None, Some(token)),
-        SessionState::Authorised(token) => ("authorised", None, Some(token)),
+        SessionState::Authorised(tokens) => {
+            let state = if tokens.are_rotating() {
+                "rotating"
+            } else {
+                "authorised"
+            };
+            (state, None, Some(&tokens.current))
+        }
         SessionState::Ended { cause, .. } => ("ended", Some(cause.label().to_owned()), None),
     };
     let counters = view.kernel.session_counters(session.id).unwrap_or_default();

@@ -346,7 +346,9 @@ async fn realms_are_counted_also_those_that_are_gone() {
             };
             let id = crate::sessions::records::RegistrationId::from_u64(n.into());
             let endpoint = format!("device-{n}").parse().unwrap();
-            sessions.register(now, endpoint, path, None, id).unwrap();
+            sessions
+                .register(now, endpoint, path, 5683, None, id)
+                .unwrap();
         }
     });
     registered.await.unwrap();

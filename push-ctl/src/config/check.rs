@@ -146,6 +146,12 @@ impl Config {
                 );
             }
         }
+        if sessions.per_terminal == 0 {
+            problems.add(
+                "sessions.per_terminal",
+                "0 lets no device have a session; write 1 or more",
+            );
+        }
         if sessions.default_lifetime > sessions.max_lifetime {
             let max = humantime::format_duration(sessions.max_lifetime);
             let what = format!("is longer than sessions.max_lifetime; write `{max}` or less");

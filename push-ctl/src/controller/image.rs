@@ -74,7 +74,7 @@ pub(super) fn image(
 ) -> Result<SessionImage, Displaced> {
     let Authorised {
         session,
-        token,
+        tokens,
         terminal,
         app,
     } = *authorised;
@@ -86,9 +86,9 @@ pub(super) fn image(
         realm: places.realm(path)?,
         tunnel: session.tunnel,
         policy: app.policy_slot.get(),
-        token_generation: token.generation,
-        key: token.key,
-        previous_key: None,
+        token_generation: tokens.current.generation,
+        key: tokens.current.key,
+        previous_key: tokens.previous.as_ref().map(|previous| previous.token.key),
         expires_in: sessions.expires_in(session, now),
     })
 }

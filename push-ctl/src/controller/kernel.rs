@@ -36,6 +36,9 @@ pub trait Kernel: Send + 'static {
     fn installed(&self) -> Vec<SessionId>;
     /// What was delivered for a session; `None` if it isn't there.
     fn session_counters(&self, id: SessionId) -> Option<SessionCounters>;
+    /// About the highest sequence number that was accepted for a session, at most 127 below it; `None` if
+    /// the session isn't there.
+    fn newest_sequence(&self, id: SessionId) -> Option<u64>;
     /// What is known of the way to a session's device: `resolved`, `unresolved` or `no_route`; `None` if
     /// the session isn't there.
     fn next_hop_state(&self, id: SessionId) -> Option<&'static str>;
@@ -84,6 +87,10 @@ impl Kernel for Dataplane {
 
     fn session_counters(&self, id: SessionId) -> Option<SessionCounters> {
         Self::session_counters(self, id)
+    }
+
+    fn newest_sequence(&self, id: SessionId) -> Option<u64> {
+        Self::newest_sequence(self, id)
     }
 
     fn next_hop_state(&self, id: SessionId) -> Option<&'static str> {

@@ -6,6 +6,7 @@ use crate::sessions::{Image, Limits, SessionRequest};
 use push_common::token::Token;
 use push_common::verdict::Verdict;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
@@ -14,6 +15,8 @@ pub(crate) const LIMITS: Limits = Limits {
     slots: 100,
     default_lifetime: Duration::from_secs(3600),
     max_lifetime: Duration::from_secs(86_400),
+    sessions_per_terminal: 16,
+    rotation_overlap: Duration::from_secs(30),
 };
 
 /// Memory that a test keeps when the controller is gone, as the kernel and a disk do.
@@ -35,6 +38,10 @@ pub(crate) struct State {
     pub(crate) image: Image,
     pub(crate) commits: usize,
     pub(crate) disk_full: bool,
+    /// What devices are to be told.
+    pub(crate) notices: Option<mpsc::Receiver<Notice>>,
+    /// Of all sessions.
+    pub(crate) newest_sequence: u64,
 }
 
 impl World {
@@ -48,9 +55,19 @@ impl World {
         self.start_with(places.and_realm(&realm("meters"), &[DEVICE.gateway]))
     }
 
+    /// Nobody is told.
+    fn outlets(&self) -> Outlets {
+        let (notices, told) = mpsc::channel(1000);
+        self.state().notices = Some(told);
+        Outlets {
+            notices,
+            events: Bus::default(),
+        }
+    }
+
     pub(crate) fn start_with(&self, places: Places) -> (Controller, Ended) {
         let sessions = Sessions::restore(LIMITS, self.load().unwrap()).unwrap();
-        start(sessions, self.clone(), self.clone(), places).unwrap()
+        start(sessions, self.clone(), self.clone(), places, self.outlets()).unwrap()
     }
 }
 
@@ -137,6 +154,14 @@ impl Kernel for World {
         self.state().kernel.contains_key(&id).then_some(counters)
     }
 
+    fn newest_sequence(&self, id: SessionId) -> Option<u64> {
+        let state = self.state();
+        state
+            .kernel
+            .contains_key(&id)
+            .then_some(state.newest_sequence)
+    }
+
     fn next_hop_state(&self, id: SessionId) -> Option<&'static str> {
         self.state().kernel.contains_key(&id).then_some("no_route")
     }
@@ -210,20 +235,27 @@ pub(crate) fn token(n: u8) -> Token {
 
 /// Registers, asks for a session for `mail`, and validates it.
 pub(crate) async fn authorised(controller: &Controller, n: u8) -> SessionId {
-    authorised_at(controller, n, DEVICE).await
+    let device = IpAddr::from([10, 0, 0, n + 1]);
+    authorised_at(controller, n, Path { device, ..DEVICE }).await
 }
 
 async fn authorised_at(controller: &Controller, n: u8, path: Path) -> SessionId {
     let from = path.clone();
     let registration = controller.apply(move |sessions, now| {
         let name = "mail".parse().unwrap();
-        let _known = sessions.add_app(now, name, app_key().hash(), Policy::default());
+        let _known = sessions.add_app(
+            now,
+            name,
+            vec![app_key().credential(now)],
+            Policy::default(),
+        );
         let endpoint = format!("device {n}").parse().unwrap();
         sessions
             .register(
                 now,
                 endpoint,
                 path,
+                5683,
                 None,
                 RegistrationId::from_u64(n.into()),
             )
@@ -244,7 +276,7 @@ async fn authorised_at(controller: &Controller, n: u8, path: Path) -> SessionId 
     });
     let session = session.await.unwrap();
     let validated = controller.apply(move |sessions, now| {
-        sessions.validate(now, &app_key().hash(), session, &token(n).hash())
+        sessions.validate(now, app_key().id(), session, &token(n).hash())
     });
     validated.await.unwrap().unwrap();
     session
@@ -336,7 +368,7 @@ async fn a_registration_expires_by_itself() {
     let short = Some(Duration::from_millis(20));
     let terminal = RegistrationId::from_u64(1);
     controller
-        .apply(move |sessions, now| sessions.refresh(now, terminal, DEVICE, false, short))
+        .apply(move |sessions, now| sessions.refresh(now, terminal, DEVICE, 5683, false, short))
         .await
         .unwrap()
         .unwrap();
@@ -367,7 +399,14 @@ async fn requests_that_wait_share_a_commit() {
                 let endpoint = format!("device {n}").parse().unwrap();
                 let register = move |sessions: &mut Sessions, now| {
                     sessions
-                        .register(now, endpoint, DEVICE, None, RegistrationId::from_u64(n))
+                        .register(
+                            now,
+                            endpoint,
+                            DEVICE,
+                            5683,
+                            None,
+                            RegistrationId::from_u64(n),
+                        )
                         .unwrap()
                 };
                 controller.apply(register).await.unwrap()
@@ -474,7 +513,12 @@ async fn a_policy_is_there_before_its_sessions_and_gone_after_them() {
         .apply(move |sessions, now| {
             sessions.remove_app(now, &mail).unwrap();
             let name = "chat".parse().unwrap();
-            sessions.add_app(now, name, app_key().hash(), Policy::default())
+            sessions.add_app(
+                now,
+                name,
+                vec![app_key().credential(now)],
+                Policy::default(),
+            )
         })
         .await
         .unwrap()

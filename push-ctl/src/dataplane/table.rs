@@ -14,6 +14,7 @@ use bytemuck::Zeroable;
 use memmap2::{MmapOptions, MmapRaw};
 use push_common::activity;
 use push_common::maps::{SessionControl, SessionRecord, TICK_NS, tick_at_or_after};
+use push_common::replay;
 use push_common::tag::TagKey;
 use push_common::wire::SessionId;
 use std::net::IpAddr;
@@ -189,6 +190,14 @@ impl SessionTable {
                 round_trip_us: (&raw const (*record).round_trip_us).read_volatile(),
             })
         }
+    }
+
+    /// About the highest sequence number that was accepted for a session, at most 127 below it.
+    pub(super) fn newest_sequence(&self, id: SessionId) -> Option<u64> {
+        let record = self.live(id)?;
+        // SAFETY: as in `activity`.
+        let words = unsafe { (&raw const (*record).replay).read_volatile() };
+        words.iter().copied().map(replay::newest).max()
     }
 
     /// Finishes the change that a process before this one was at, if any.

@@ -164,11 +164,15 @@ pub(super) fn refusal_of(refusal: DeviceRefusal) -> Reply {
     let code = match refusal {
         DeviceRefusal::UnknownRegistration
         | DeviceRefusal::SecondState(_)
+        | DeviceRefusal::Suspended
         | DeviceRefusal::OtherAddress
         | DeviceRefusal::EndpointTaken => ResponseType::Forbidden,
         DeviceRefusal::AddressUnproven => ResponseType::Unauthorized,
         DeviceRefusal::UnknownApp | DeviceRefusal::UnknownSession => ResponseType::NotFound,
-        DeviceRefusal::TerminalsFull | DeviceRefusal::SlotsFull => {
+        DeviceRefusal::QuotaExceeded { .. }
+        | DeviceRefusal::AppUnavailable
+        | DeviceRefusal::TerminalsFull
+        | DeviceRefusal::SlotsFull => {
             return Reply::refusal(ResponseType::ServiceUnavailable, refusal.to_string())
                 .retry_after_s(RETRY_AFTER_S);
         }

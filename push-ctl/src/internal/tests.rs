@@ -41,7 +41,7 @@ async fn gateway() -> Gateway {
         sessions.add_app(
             now,
             "mail".parse().unwrap(),
-            crate::controller::tests::app_key().hash(),
+            vec![crate::controller::tests::app_key().credential(now)],
             crate::dataplane::Policy::default(),
         )
     });

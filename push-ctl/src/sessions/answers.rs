@@ -14,8 +14,11 @@ pub enum DeviceRefusal {
     #[error("no such registration; register again")]
     UnknownRegistration,
     /// The terminal is in the second operative state.
-    #[error("not in the first operative state: {}; register again", match .0 { Left::Deregistered => "deregistered", Left::Expired => "expired" })]
+    #[error("not in the first operative state: {}; register again", .0.label().replace('_', " "))]
     SecondState(Left),
+    /// The operator has suspended the terminal.
+    #[error("suspended by the operator; wait until you are told otherwise")]
+    Suspended,
     /// The request came from another address than the registration.
     #[error("registered from another address; refresh first")]
     OtherAddress,
@@ -37,14 +40,25 @@ pub enum DeviceRefusal {
     /// There is no free slot.
     #[error("too many sessions")]
     SlotsFull,
+    /// The application's server is out of service.
+    #[error("the application's server is out of service")]
+    AppUnavailable,
+    /// The terminal, or the application, has as many sessions as it may have.
+    #[error("no more sessions permitted ({})", what.replace('_', " "))]
+    QuotaExceeded {
+        /// Of what there are too many, in `snake_case`.
+        what: &'static str,
+        /// When to ask again.
+        retry_after: Duration,
+    },
 }
 
 /// Why a token isn't validated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ValidationRefusal {
-    /// No application has this key.
-    #[error("no application has this key")]
-    InvalidAppKey,
+    /// No application has this credential, or it has expired.
+    #[error("no application has this key or certificate")]
+    InvalidCredential,
     /// No session of the application has this identifier.
     #[error("this application has no session with this identifier")]
     UnknownSession,
@@ -54,6 +68,33 @@ pub enum ValidationRefusal {
     /// The session is over.
     #[error("the session has ended ({})", .0.label())]
     SessionEnded(EndCause),
+    /// The application has asked for as many validations as it may.
+    #[error("this application may not ask for more validations at the moment")]
+    QuotaExceeded {
+        /// When to ask again.
+        retry_after: Duration,
+    },
+    /// Too many wrong tokens, or identifiers of no session, were tried.
+    #[error("too many wrong tokens or sessions were tried")]
+    TooManyGuesses {
+        /// When to ask again.
+        retry_after: Duration,
+    },
+}
+
+impl ValidationRefusal {
+    /// Stable name, in `snake_case`.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::InvalidCredential => "invalid_credential",
+            Self::UnknownSession => "unknown_session",
+            Self::TokenMismatch => "token_mismatch",
+            Self::SessionEnded(_) => "session_ended",
+            Self::QuotaExceeded { .. } => "quota_exceeded",
+            Self::TooManyGuesses { .. } => "too_many_guesses",
+        }
+    }
 }
 
 /// Why the operator doesn't get what they ask for.
@@ -73,6 +114,24 @@ pub enum OperatorRefusal {
         "all applications together may have {MAX_SOURCE_PREFIXES} source prefixes; permit fewer"
     )]
     PrefixesFull,
+    /// Some application has a credential of this name.
+    #[error("this key or certificate is an application's already")]
+    CredentialExists,
+    /// The application has no such credential.
+    #[error("this application has no such key or certificate")]
+    UnknownCredential,
+    /// No terminal has this registration id.
+    #[error("no terminal has this registration id")]
+    UnknownTerminal,
+    /// The terminal isn't in the first operative state.
+    #[error("the terminal is not in the first operative state ({})", .0.replace('_', " "))]
+    NotProvisioned(&'static str),
+    /// The terminal isn't suspended.
+    #[error("the terminal is not suspended")]
+    NotSuspended,
+    /// The session was never authorised.
+    #[error("the session is not authorised yet")]
+    NotAuthorised,
     /// No session has this identifier.
     #[error("no session has this identifier")]
     UnknownSession,

@@ -1,13 +1,10 @@
-//! What the operator does: to applications, and to single sessions.
+//! What the operator does to terminals and sessions.
 
-use super::records::{App, AppName, EndCause, SessionState, UnixTime};
-use super::{AppEntry, OperatorRefusal, Sessions};
-use crate::app_key::AppKeyHash;
-use crate::dataplane::{Policy, Tunnel};
-use push_common::maps::{MAX_POLICIES, MAX_SOURCE_PREFIXES};
+use super::records::{EndCause, Left, OperativeState, RegistrationId, SessionState, UnixTime};
+use super::{Due, News, NoticeKind, OperatorRefusal, Sessions, TerminalEntry, remaining};
+use crate::dataplane::Tunnel;
 use push_common::wire::SessionId;
-use std::collections::BTreeSet;
-use std::num::NonZeroU16;
+use std::time::Duration;
 
 impl Sessions {
     /// The operator ends a session.
@@ -56,103 +53,182 @@ impl Sessions {
         Ok(())
     }
 
-    /// The operator adds an application.
+    /// The operator bars a terminal: its sessions end, and it may not have others.
     ///
     /// # Errors
     ///
-    /// [`OperatorRefusal::AppExists`], [`OperatorRefusal::AppsFull`], [`OperatorRefusal::PrefixesFull`].
-    pub fn add_app(
+    /// [`OperatorRefusal::UnknownTerminal`], [`OperatorRefusal::NotProvisioned`].
+    pub fn suspend(&mut self, now: UnixTime, id: RegistrationId) -> Result<usize, OperatorRefusal> {
+        let entry = self.first_operative(now, id)?;
+        let expires = now.saturating_add(remaining(&entry.record, now));
+        let sessions = entry.sessions.len();
+        let state = OperativeState::Suspended {
+            since: now,
+            expires,
+        };
+        if let Some(endpoint) = self.stop(now, id, state, EndCause::TerminalSuspended) {
+            let news = News::TerminalSuspended { id, endpoint };
+            self.changes.news.push(news);
+        }
+        Ok(sessions)
+    }
+
+    /// The operator takes a suspension back. The terminal is in the first operative state again, and is told so,
+    /// unless its registration would have expired meanwhile or its address is another's now: then it has to register anew.
+    /// Returns whether it is in the first operative state.
+    ///
+    /// # Errors
+    ///
+    /// [`OperatorRefusal::UnknownTerminal`], [`OperatorRefusal::NotSuspended`].
+    pub fn resume(&mut self, now: UnixTime, id: RegistrationId) -> Result<bool, OperatorRefusal> {
+        let entry = self
+            .terminals
+            .get_mut(&id)
+            .ok_or(OperatorRefusal::UnknownTerminal)?;
+        let OperativeState::Suspended { expires, .. } = entry.record.state else {
+            return Err(OperatorRefusal::NotSuspended);
+        };
+        let place = (entry.record.path.realm.clone(), entry.record.path.device);
+        let is_first = expires > now && !self.addresses.contains_key(&place);
+        if is_first {
+            entry.record.state = OperativeState::First { expires };
+        }
+        let record = entry.record.clone();
+        self.changes.news.push(News::TerminalResumed {
+            id,
+            endpoint: record.endpoint.clone(),
+        });
+        if is_first {
+            self.addresses.insert(place, id);
+            self.set_deadline(Due::Terminal(id), None, Some(expires));
+            self.changes.terminals.insert(id);
+            let lifetime = expires.saturating_since(now);
+            self.notify_terminal(
+                &record,
+                NoticeKind::Configuration {
+                    registration: id,
+                    lifetime,
+                },
+            );
+        } else {
+            self.forget(now, id);
+            self.notify_terminal(&record, NoticeKind::Refresh { registration: id });
+        }
+        Ok(is_first)
+    }
+
+    /// The operator has a terminal forgotten: its sessions end. It may register again. Returns how many
+    /// sessions that were.
+    ///
+    /// # Errors
+    ///
+    /// [`OperatorRefusal::UnknownTerminal`].
+    pub fn remove_terminal(
         &mut self,
         now: UnixTime,
-        name: AppName,
-        key_hash: AppKeyHash,
-        policy: Policy,
-    ) -> Result<(), OperatorRefusal> {
-        if self.apps.contains_key(&name) {
-            return Err(OperatorRefusal::AppExists);
-        }
-        let policy_slot = self.free_policy_slot().ok_or(OperatorRefusal::AppsFull)?;
-        self.has_room_for_prefixes(&name, &policy)?;
-        let record = App {
-            name: name.clone(),
-            key_hash,
-            created: now,
-            policy_slot,
-            policy,
+        id: RegistrationId,
+    ) -> Result<usize, OperatorRefusal> {
+        let entry = self
+            .terminals
+            .get(&id)
+            .ok_or(OperatorRefusal::UnknownTerminal)?;
+        let sessions = entry.sessions.len();
+        let state = OperativeState::Second {
+            since: now,
+            cause: Left::Deregistered,
         };
-        self.app_keys.insert(key_hash, name.clone());
-        self.policies.insert(policy_slot, name.clone());
-        self.apps.insert(
-            name.clone(),
-            AppEntry {
-                record,
-                sessions: BTreeSet::new(),
+        if let Some(endpoint) = self.stop(now, id, state, EndCause::TerminalRemoved) {
+            let news = News::TerminalRemoved { id, endpoint };
+            self.changes.news.push(news);
+        }
+        self.forget(now, id);
+        Ok(sessions)
+    }
+
+    /// The operator has a device asked to refresh its registration.
+    ///
+    /// # Errors
+    ///
+    /// [`OperatorRefusal::UnknownTerminal`], [`OperatorRefusal::NotProvisioned`].
+    pub fn ask_for_refresh(
+        &mut self,
+        now: UnixTime,
+        id: RegistrationId,
+    ) -> Result<(), OperatorRefusal> {
+        let entry = self.first_operative(now, id)?;
+        let record = entry.record.clone();
+        self.notify_terminal(&record, NoticeKind::Refresh { registration: id });
+        Ok(())
+    }
+
+    /// The operator wants the token of a session rotated: its app is asked to fetch another one. With
+    /// `within`, the session ends unless a server has validated that one by then.
+    ///
+    /// # Errors
+    ///
+    /// [`OperatorRefusal::UnknownSession`], [`OperatorRefusal::SessionEnded`], [`OperatorRefusal::NotAuthorised`].
+    pub fn rotate(
+        &mut self,
+        now: UnixTime,
+        id: SessionId,
+        within: Option<Duration>,
+    ) -> Result<(), OperatorRefusal> {
+        let session = self
+            .slots
+            .get_mut(id)
+            .ok_or(OperatorRefusal::UnknownSession)?;
+        let tokens = match &mut session.state {
+            SessionState::Authorised(tokens) => tokens,
+            SessionState::Requested(_) => return Err(OperatorRefusal::NotAuthorised),
+            SessionState::Ended { cause, .. } => return Err(OperatorRefusal::SessionEnded(*cause)),
+        };
+        let before = tokens.deadline();
+        if let Some(within) = within {
+            tokens.rotate_by = Some(now.saturating_add(within));
+        }
+        let after = tokens.deadline();
+        let session = session.clone();
+        self.set_deadline(Due::Session(id), before, after);
+        self.changes.slots.insert(id.slot());
+        let app = session.app.clone();
+        self.changes.news.push(News::RotationAsked { id, app });
+        self.notify_app(
+            &session,
+            NoticeKind::Rotate {
+                session: id,
+                within,
             },
         );
-        self.changes.apps.insert(name);
-        self.changes.policies.insert(policy_slot);
         Ok(())
     }
 
-    /// The operator says what an application may do; that holds for all of its sessions at once.
-    ///
-    /// # Errors
-    ///
-    /// [`OperatorRefusal::UnknownApp`], [`OperatorRefusal::PrefixesFull`].
-    pub fn set_policy(&mut self, name: &AppName, policy: Policy) -> Result<(), OperatorRefusal> {
-        self.has_room_for_prefixes(name, &policy)?;
-        let entry = self.apps.get_mut(name).ok_or(OperatorRefusal::UnknownApp)?;
-        if entry.record.policy != policy {
-            entry.record.policy = policy;
-            self.changes.apps.insert(name.clone());
-            self.changes.policies.insert(entry.record.policy_slot);
+    /// The sequence numbers of a session are nearly used up: its app is asked to request it anew.
+    pub fn ask_for_renewal(&mut self, id: SessionId) {
+        if let Some(session) = self.slots.get(id).cloned() {
+            let app = session.app.clone();
+            self.changes.news.push(News::RenewalAsked { id, app });
+            self.notify_app(&session, NoticeKind::Renew { session: id });
         }
-        Ok(())
     }
 
-    /// The operator removes an application; its sessions end. Returns how many that were.
-    ///
-    /// # Errors
-    ///
-    /// [`OperatorRefusal::UnknownApp`].
-    pub fn remove_app(&mut self, now: UnixTime, name: &AppName) -> Result<usize, OperatorRefusal> {
-        let entry = self.apps.get(name).ok_or(OperatorRefusal::UnknownApp)?;
-        let sessions = entry.sessions.clone();
-        let policy_slot = entry.record.policy_slot;
-        self.app_keys.remove(&entry.record.key_hash);
-        for &id in &sessions {
-            self.end(now, id, EndCause::AppRemoved);
-        }
-        self.apps.remove(name);
-        self.policies.remove(&policy_slot);
-        self.changes.apps.insert(name.clone());
-        self.changes.policies.insert(policy_slot);
-        Ok(sessions.len())
-    }
-
-    /// The first slot that is nobody's.
-    fn free_policy_slot(&self) -> Option<NonZeroU16> {
-        let taken = self.policies.keys().map(|slot| slot.get());
-        // Where slots and numbers part for the first time there is a gap.
-        let used = (1..).zip(taken).take_while(|(n, slot)| n == slot).count();
-        let slot = u16::try_from(used + 1).ok()?;
-        NonZeroU16::new(slot).filter(|_| u32::from(slot) < MAX_POLICIES)
-    }
-
-    /// Whether the data plane has room for this policy of the application `name`, besides all others.
-    fn has_room_for_prefixes(
+    fn first_operative(
         &self,
-        name: &AppName,
-        policy: &Policy,
-    ) -> Result<(), OperatorRefusal> {
-        let others = self
-            .apps
-            .iter()
-            .filter(|(other, _)| *other != name)
-            .map(|(_, entry)| entry.record.policy.sources.len());
-        if others.sum::<usize>() + policy.sources.len() > MAX_SOURCE_PREFIXES as usize {
-            return Err(OperatorRefusal::PrefixesFull);
+        now: UnixTime,
+        id: RegistrationId,
+    ) -> Result<&TerminalEntry, OperatorRefusal> {
+        let entry = self
+            .terminals
+            .get(&id)
+            .ok_or(OperatorRefusal::UnknownTerminal)?;
+        match entry.record.state {
+            OperativeState::First { expires } if expires > now => Ok(entry),
+            OperativeState::First { .. } => {
+                Err(OperatorRefusal::NotProvisioned(Left::Expired.label()))
+            }
+            OperativeState::Second { cause, .. } => {
+                Err(OperatorRefusal::NotProvisioned(cause.label()))
+            }
+            OperativeState::Suspended { .. } => Err(OperatorRefusal::NotProvisioned("suspended")),
         }
-        Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! What others get to see.
 
 use super::records::{
-    App, AppName, IssuedToken, RegistrationId, Session, SessionState, Terminal, UnixTime,
+    App, AppName, Credential, CredentialId, RegistrationId, Session, SessionState, Terminal,
+    Tokens, UnixTime,
 };
 use super::{Counts, Sessions, remaining};
 use push_common::wire::SessionId;
@@ -14,8 +15,8 @@ use std::time::Duration;
 pub struct Authorised<'a> {
     /// The session.
     pub session: &'a Session,
-    /// Its token.
-    pub token: &'a IssuedToken,
+    /// Its tokens.
+    pub tokens: &'a Tokens,
     /// Its terminal.
     pub terminal: &'a Terminal,
     /// Its application.
@@ -28,9 +29,9 @@ impl Sessions {
     pub fn authorised(&self, id: SessionId) -> Option<Authorised<'_>> {
         let session = self.slots.get(id)?;
         match &session.state {
-            SessionState::Authorised(token) => Some(Authorised {
+            SessionState::Authorised(tokens) => Some(Authorised {
                 session,
-                token,
+                tokens,
                 terminal: self.terminal(session.terminal)?,
                 app: self.app(&session.app)?,
             }),
@@ -87,6 +88,24 @@ impl Sessions {
         Some((&entry.record, entry.sessions.len()))
     }
 
+    /// The application that this credential is of, and the credential, if it is accepted.
+    #[must_use]
+    pub fn credential(&self, now: UnixTime, id: CredentialId) -> Option<(&App, &Credential)> {
+        let app = self.app(self.credentials.get(&id)?)?;
+        let of_app = app.credentials.iter().find(|other| other.id == id);
+        of_app
+            .filter(|credential| credential.is_valid(now))
+            .map(|credential| (app, credential))
+    }
+
+    /// The sessions of an application that aren't over.
+    pub fn sessions_of_app(&self, name: &AppName) -> impl Iterator<Item = SessionId> {
+        let entry = self.apps.get(name);
+        entry
+            .into_iter()
+            .flat_map(|entry| entry.sessions.iter().copied())
+    }
+
     /// The application whose policy is in this slot of the data plane.
     #[must_use]
     pub fn app_of_policy_slot(&self, slot: NonZeroU16) -> Option<&App> {
@@ -110,6 +129,12 @@ impl Sessions {
     #[must_use]
     pub const fn slots(&self) -> u32 {
         self.limits.slots
+    }
+
+    /// Slots that were ever used: those below this one.
+    #[must_use]
+    pub fn slots_used(&self) -> u32 {
+        self.slots.used()
     }
 
     /// Address and port at which a session's device receives triggers, if the device is still known.

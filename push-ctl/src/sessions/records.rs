@@ -1,7 +1,13 @@
 //! What is remembered of terminals, their sessions and applications: plain data, as the store keeps it.
 
-use crate::app_key::AppKeyHash;
-use crate::dataplane::{Policy, Tunnel};
+mod app;
+
+pub use app::{
+    App, AppFailure, Availability, Credential, CredentialId, Monitor, ParseCredentialIdError,
+    Proof, Quotas,
+};
+
+use crate::dataplane::Tunnel;
 use push_common::tag::TagKey;
 use push_common::token::{Token, TokenHash};
 use push_common::wire::SessionId;
@@ -45,50 +51,60 @@ impl UnixTime {
     }
 }
 
-/// Names a registration: 64 random bits, known to the device that registered.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RegistrationId(u64);
+macro_rules! ids {
+    ($( $(#[$doc:meta])* $name:ident, $error:ident: $what:literal; )*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(u64);
 
-impl RegistrationId {
-    /// The identifier with this value.
-    #[must_use]
-    pub const fn from_u64(value: u64) -> Self {
-        Self(value)
-    }
+        impl $name {
+            /// The identifier with this value.
+            #[must_use]
+            pub const fn from_u64(value: u64) -> Self {
+                Self(value)
+            }
 
-    /// Its value.
-    #[must_use]
-    pub const fn to_u64(self) -> u64 {
-        self.0
-    }
+            /// Its value.
+            #[must_use]
+            pub const fn to_u64(self) -> u64 {
+                self.0
+            }
+        }
+
+        /// 16 hexadecimal digits.
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "{:016x}", self.0)
+            }
+        }
+
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                std::fmt::Display::fmt(self, f)
+            }
+        }
+
+        #[doc = concat!("The text is not that of a ", $what, " id.")]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+        #[error("not a {} id: expected 16 hexadecimal digits", $what)]
+        pub struct $error;
+
+        impl std::str::FromStr for $name {
+            type Err = $error;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                // The digits are those of a session identifier; what they stand for isn't looked at.
+                let digits: push_common::wire::SessionId = text.parse().map_err(|_| $error)?;
+                Ok(Self(digits.to_u64()))
+            }
+        }
+    )*};
 }
+use ids;
 
-/// 16 hexadecimal digits.
-impl fmt::Display for RegistrationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-impl fmt::Debug for RegistrationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// The text is not that of a registration id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a registration id: expected 16 hexadecimal digits")]
-pub struct ParseRegistrationIdError;
-
-impl FromStr for RegistrationId {
-    type Err = ParseRegistrationIdError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // The digits are those of a session identifier; what they stand for isn't looked at.
-        let digits: SessionId = text.parse().map_err(|_| ParseRegistrationIdError)?;
-        Ok(Self(digits.to_u64()))
-    }
+ids! {
+    /// Names a registration: 64 random bits, known to the device that registered.
+    RegistrationId, ParseRegistrationIdError: "registration";
 }
 
 macro_rules! names {
@@ -176,6 +192,8 @@ pub struct Terminal {
     pub endpoint: EndpointName,
     /// How the device is reached.
     pub path: Path,
+    /// UDP port of its push client, to which requests of the gateway go.
+    pub port: u16,
     /// How long a refresh lasts that doesn't say so.
     pub lifetime: Duration,
     /// Whether it may ask for sessions.
@@ -197,6 +215,13 @@ pub enum OperativeState {
         /// Why.
         cause: Left,
     },
+    /// It may not, until the operator says otherwise: the other second operative state.
+    Suspended {
+        /// When it was suspended.
+        since: UnixTime,
+        /// When the registration would have expired.
+        expires: UnixTime,
+    },
 }
 
 /// Why a terminal has left the first operative state.
@@ -206,6 +231,20 @@ pub enum Left {
     Deregistered,
     /// The registration was not refreshed in time.
     Expired,
+    /// Another terminal has registered from the same address.
+    AddressTaken,
+}
+
+impl Left {
+    /// Stable name, in `snake_case`.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Deregistered => "deregistered",
+            Self::Expired => "expired",
+            Self::AddressTaken => "address_taken",
+        }
+    }
 }
 
 /// An instance of an application on a device.
@@ -233,7 +272,7 @@ pub enum SessionState {
     /// The device has got a token; the application's server hasn't proved to have it.
     Requested(IssuedToken),
     /// The application's server may send triggers.
-    Authorised(IssuedToken),
+    Authorised(Tokens),
     /// Over; the record stays until its slot is used anew.
     Ended {
         /// When it ended.
@@ -258,6 +297,18 @@ pub enum EndCause {
     Revoked,
     /// The operator has removed the application.
     AppRemoved,
+    /// The application's server can't be reached, is inactive, or has said that it is out of service.
+    AppServerFailed,
+    /// The application's server has ended it.
+    AppEnded,
+    /// The operator has suspended the terminal.
+    TerminalSuspended,
+    /// The operator has removed the terminal.
+    TerminalRemoved,
+    /// Another terminal has registered from the address of this one.
+    AddressTaken,
+    /// Its token was not rotated by when the operator wanted it to be.
+    NotRotated,
 }
 
 impl EndCause {
@@ -271,6 +322,31 @@ impl EndCause {
             Self::Expired => "expired",
             Self::Revoked => "revoked",
             Self::AppRemoved => "app_removed",
+            Self::AppServerFailed => "app_server_failed",
+            Self::AppEnded => "app_ended",
+            Self::TerminalSuspended => "terminal_suspended",
+            Self::TerminalRemoved => "terminal_removed",
+            Self::AddressTaken => "address_taken",
+            Self::NotRotated => "not_rotated",
+        }
+    }
+
+    /// Whether the app has to be told: it neither did this itself nor is it out of reach.
+    #[must_use]
+    pub const fn is_news_to_app(self) -> bool {
+        match self {
+            Self::Revoked
+            | Self::AppRemoved
+            | Self::AppServerFailed
+            | Self::AppEnded
+            | Self::TerminalSuspended
+            | Self::TerminalRemoved
+            | Self::NotRotated => true,
+            Self::Released
+            | Self::Replaced
+            | Self::Deregistered
+            | Self::Expired
+            | Self::AddressTaken => false,
         }
     }
 }
@@ -280,6 +356,7 @@ impl From<Left> for EndCause {
         match left {
             Left::Deregistered => Self::Deregistered,
             Left::Expired => Self::Expired,
+            Left::AddressTaken => Self::AddressTaken,
         }
     }
 }
@@ -296,28 +373,67 @@ pub struct IssuedToken {
 }
 
 impl IssuedToken {
-    /// What is kept of the first token of a session.
+    /// What is kept of this token, which is of this generation.
     #[must_use]
-    pub fn first(token: &Token) -> Self {
+    pub fn new(token: &Token, generation: u8) -> Self {
         Self {
-            generation: 0,
+            generation,
             key: token.key(),
             hash: token.hash(),
         }
     }
+
+    /// The generation of the token after this one.
+    #[must_use]
+    pub const fn next_generation(&self) -> u8 {
+        self.generation.wrapping_add(1)
+    }
 }
 
-/// An application whose servers may validate tokens.
+/// The tokens of an authorised session. It is *rotating* while it has, or should have, a next one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct App {
-    /// What the operator calls it.
-    pub name: AppName,
-    /// To recognise its key by.
-    pub key_hash: AppKeyHash,
-    /// When it was added.
-    pub created: UnixTime,
-    /// Where the data plane has its policy: below [`push_common::maps::MAX_POLICIES`], and its own while it exists.
-    pub policy_slot: NonZeroU16,
-    /// What it may do.
-    pub policy: Policy,
+pub struct Tokens {
+    /// The one that was validated last.
+    pub current: IssuedToken,
+    /// The one before, if it is still valid.
+    pub previous: Option<Previous>,
+    /// Given out, but not validated yet.
+    pub next: Option<IssuedToken>,
+    /// When the session ends unless another token is validated before.
+    pub rotate_by: Option<UnixTime>,
+}
+
+/// A token that was rotated, and is valid for a while yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Previous {
+    /// The token.
+    pub token: IssuedToken,
+    /// When it stops being valid.
+    pub until: UnixTime,
+}
+
+impl Tokens {
+    /// Those of a session that has just been authorised by this one.
+    #[must_use]
+    pub const fn only(current: IssuedToken) -> Self {
+        Self {
+            current,
+            previous: None,
+            next: None,
+            rotate_by: None,
+        }
+    }
+
+    /// Whether a next token was given out or asked for.
+    #[must_use]
+    pub const fn are_rotating(&self) -> bool {
+        self.next.is_some() || self.rotate_by.is_some()
+    }
+
+    /// When something about them changes by itself.
+    #[must_use]
+    pub fn deadline(&self) -> Option<UnixTime> {
+        let until = self.previous.as_ref().map(|previous| previous.until);
+        [until, self.rotate_by].into_iter().flatten().min()
+    }
 }

@@ -1,8 +1,9 @@
 //! From what a store had in it to what there is.
 
+use super::attempts::Attempts;
 use super::records::{OperativeState, SessionState};
 use super::slots::{BeyondTable, Slots};
-use super::{AppEntry, Changes, Counts, Image, Limits, Sessions, TerminalEntry, deadline};
+use super::{AppEntry, Changes, Counts, Due, Image, Limits, Sessions, TerminalEntry, deadline};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What a store had in it can't be taken up.
@@ -43,9 +44,11 @@ impl Sessions {
             endpoints: HashMap::new(),
             apps: BTreeMap::new(),
             policies: BTreeMap::new(),
-            app_keys: HashMap::new(),
+            credentials: HashMap::new(),
+            addresses: HashMap::new(),
             slots,
             deadlines: BTreeSet::new(),
+            attempts: Attempts::default(),
             counts: Counts::default(),
             changes: Changes {
                 slots: dropped.into_iter().collect(),
@@ -62,9 +65,15 @@ impl Sessions {
                     record.name
                 )));
             }
-            sessions
-                .app_keys
-                .insert(record.key_hash, record.name.clone());
+            for credential in &record.credentials {
+                let name = record.name.clone();
+                if let Some(other) = sessions.credentials.insert(credential.id, name) {
+                    return Err(contradiction(format!(
+                        "applications {other} and {} have the same credential",
+                        record.name
+                    )));
+                }
+            }
             sessions.apps.insert(
                 record.name.clone(),
                 AppEntry {
@@ -74,9 +83,12 @@ impl Sessions {
             );
         }
         for record in image.terminals {
-            sessions
-                .deadlines
-                .insert((deadline(record.state), record.id));
+            sessions.set_deadline(Due::Terminal(record.id), None, deadline(record.state));
+            if let OperativeState::First { .. } = record.state {
+                // A store of version 2 may have several at one address; they stay until they leave or move.
+                let place = (record.path.realm.clone(), record.path.device);
+                sessions.addresses.insert(place, record.id);
+            }
             if let Some(other) = sessions
                 .endpoints
                 .insert(record.endpoint.clone(), record.id)
@@ -95,9 +107,14 @@ impl Sessions {
             );
         }
         for session in sessions.slots.iter() {
-            let count = match session.state {
+            let count = match &session.state {
                 SessionState::Requested(_) => &mut sessions.counts.requested,
-                SessionState::Authorised(_) => &mut sessions.counts.authorised,
+                SessionState::Authorised(tokens) => {
+                    let at = tokens.deadline();
+                    let due = at.map(|at| (at, Due::Session(session.id)));
+                    sessions.deadlines.extend(due);
+                    &mut sessions.counts.authorised
+                }
                 SessionState::Ended { .. } => continue,
             };
             *count += 1;

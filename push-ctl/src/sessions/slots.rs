@@ -85,6 +85,11 @@ impl Slots {
         self.records.get(slot as usize)?.as_ref()
     }
 
+    /// Slots that were ever used: those below this one.
+    pub(super) fn used(&self) -> u32 {
+        u32::try_from(self.records.len()).unwrap_or(self.limit)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {
         self.records.iter().flatten()
     }

@@ -2,16 +2,22 @@ mod operator;
 mod random_steps;
 
 use super::*;
-use crate::app_key::AppKey;
 use crate::dataplane::Policy;
+use crate::sessions::records::{Credential, CredentialId, Proof};
+use push_common::token::Token;
 use std::net::Ipv4Addr;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 
 const LIMITS: Limits = Limits {
     slots: 8,
     default_lifetime: Duration::from_secs(100),
     max_lifetime: Duration::from_secs(1000),
+    sessions_per_terminal: 9,
+    rotation_overlap: Duration::from_secs(30),
 };
+
+/// Of push clients.
+const PORT: u16 = 5683;
 
 fn at(seconds: u64) -> UnixTime {
     UnixTime::from_millis(1_700_000_000_000 + seconds * 1000)
@@ -45,8 +51,17 @@ fn generation(value: u32) -> NonZeroU32 {
     NonZeroU32::new(value).unwrap()
 }
 
-fn app_key(value: u8) -> AppKeyHash {
-    AppKey::from_bytes([value; 32]).hash()
+fn credential(value: u8) -> Credential {
+    Credential {
+        id: credential_id(value),
+        proof: Proof::Certificate([value; 32]),
+        created: at(0),
+        expires: None,
+    }
+}
+
+fn credential_id(value: u8) -> CredentialId {
+    CredentialId::from_u64(value.into())
 }
 
 fn request(app: &str, instance: &str) -> SessionRequest {
@@ -68,12 +83,12 @@ fn one_terminal() -> Sessions {
         .add_app(
             at(0),
             "mail".parse().unwrap(),
-            app_key(1),
+            vec![credential(1)],
             Policy::default(),
         )
         .unwrap();
     sessions
-        .register(at(0), "phone".parse().unwrap(), from(2), None, id(1))
+        .register(at(0), "phone".parse().unwrap(), from(2), PORT, None, id(1))
         .unwrap();
     sessions
 }
@@ -94,7 +109,7 @@ fn one_session() -> (Sessions, SessionId) {
 fn one_authorised() -> (Sessions, SessionId) {
     let (mut sessions, session) = one_session();
     sessions
-        .validate(at(1), &app_key(1), session, &token(1).hash())
+        .validate(at(1), credential_id(1), session, &token(1).hash())
         .unwrap();
     (sessions, session)
 }
@@ -111,17 +126,17 @@ fn a_session_is_delivered_for_only_once_it_is_validated() {
     let (mut sessions, session) = one_session();
     assert!(sessions.authorised(session).is_none());
     assert!(sessions.take_changes().kernel.is_empty());
-    let wrong = sessions.validate(at(1), &app_key(1), session, &token(2).hash());
+    let wrong = sessions.validate(at(1), credential_id(1), session, &token(2).hash());
     assert_eq!(wrong, Err(ValidationRefusal::TokenMismatch));
     assert!(sessions.authorised(session).is_none());
     let right = sessions
-        .validate(at(10), &app_key(1), session, &token(1).hash())
+        .validate(at(10), credential_id(1), session, &token(1).hash())
         .unwrap();
     assert_eq!(right.expires_in, Duration::from_secs(90));
     assert!(sessions.authorised(session).is_some());
     assert_eq!(sessions.take_changes().kernel, BTreeSet::from([session]));
     let again = sessions
-        .validate(at(20), &app_key(1), session, &token(1).hash())
+        .validate(at(20), credential_id(1), session, &token(1).hash())
         .unwrap();
     assert_eq!(again.id, session);
     assert!(sessions.take_changes().leave_store_alone());
@@ -134,14 +149,14 @@ fn another_application_does_not_learn_that_a_session_exists() {
         .add_app(
             at(0),
             "chat".parse().unwrap(),
-            app_key(2),
+            vec![credential(2)],
             Policy::default(),
         )
         .unwrap();
-    let answer = sessions.validate(at(1), &app_key(2), session, &token(1).hash());
+    let answer = sessions.validate(at(1), credential_id(2), session, &token(1).hash());
     assert_eq!(answer, Err(ValidationRefusal::UnknownSession));
-    let answer = sessions.validate(at(1), &app_key(3), session, &token(1).hash());
-    assert_eq!(answer, Err(ValidationRefusal::InvalidAppKey));
+    let answer = sessions.validate(at(1), credential_id(3), session, &token(1).hash());
+    assert_eq!(answer, Err(ValidationRefusal::InvalidCredential));
 }
 
 #[test]
@@ -179,7 +194,7 @@ fn an_expired_registration_is_refused_before_the_timer_has_noticed() {
         generation(7),
     );
     assert_eq!(late.err(), Some(DeviceRefusal::SecondState(Left::Expired)));
-    let late = sessions.validate(at(100), &app_key(1), session, &token(1).hash());
+    let late = sessions.validate(at(100), credential_id(1), session, &token(1).hash());
     assert_eq!(
         late.err(),
         Some(ValidationRefusal::SessionEnded(EndCause::Expired))
@@ -198,7 +213,7 @@ fn a_lifetime_is_what_is_asked_for_up_to_the_maximum() {
     let mut refresh = |lifetime: Option<u64>| {
         let lifetime = lifetime.map(Duration::from_secs);
         sessions
-            .refresh(at(0), id(1), from(2), false, lifetime)
+            .refresh(at(0), id(1), from(2), PORT, false, lifetime)
             .unwrap()
             .lifetime
             .as_secs()
@@ -214,11 +229,13 @@ fn sessions_follow_their_terminal_to_an_address_it_has_proved() {
     let (mut sessions, session) = one_authorised();
     sessions.take_changes();
     assert_eq!(
-        sessions.refresh(at(2), id(1), from(3), false, None),
+        sessions.refresh(at(2), id(1), from(3), PORT, false, None),
         Err(DeviceRefusal::AddressUnproven)
     );
     assert!(sessions.take_changes().kernel.is_empty());
-    sessions.refresh(at(2), id(1), from(3), true, None).unwrap();
+    sessions
+        .refresh(at(2), id(1), from(3), PORT, true, None)
+        .unwrap();
     assert_eq!(sessions.take_changes().kernel, BTreeSet::from([session]));
     let authorised = sessions.authorised(session).unwrap();
     assert_eq!(authorised.terminal.path, from(3));
@@ -230,14 +247,14 @@ fn sessions_follow_their_terminal_to_an_address_it_has_proved() {
 fn an_endpoint_name_alone_moves_nothing() {
     let mut sessions = one_terminal();
     let endpoint: EndpointName = "phone".parse().unwrap();
-    let other = sessions.register(at(1), endpoint.clone(), from(3), None, id(2));
+    let other = sessions.register(at(1), endpoint.clone(), from(3), PORT, None, id(2));
     assert_eq!(other, Err(DeviceRefusal::EndpointTaken));
     let same = sessions
-        .register(at(1), endpoint.clone(), from(2), None, id(2))
+        .register(at(1), endpoint.clone(), from(2), PORT, None, id(2))
         .unwrap();
     assert_eq!(same.id, id(1));
     let once_expired = sessions
-        .register(at(500), endpoint, from(3), None, id(2))
+        .register(at(500), endpoint, from(3), PORT, None, id(2))
         .unwrap();
     assert_eq!(once_expired.id, id(2));
     assert_eq!(sessions.terminals().len(), 1);
@@ -248,10 +265,10 @@ fn the_same_address_in_another_realm_is_another_one() {
     let (mut sessions, session) = one_authorised();
     let there = from_realm("meters", 2);
     let endpoint: EndpointName = "phone".parse().unwrap();
-    let other = sessions.register(at(2), endpoint, there.clone(), None, id(2));
+    let other = sessions.register(at(2), endpoint, there.clone(), PORT, None, id(2));
     assert_eq!(other, Err(DeviceRefusal::EndpointTaken));
     assert_eq!(
-        sessions.refresh(at(2), id(1), there.clone(), false, None),
+        sessions.refresh(at(2), id(1), there.clone(), PORT, false, None),
         Err(DeviceRefusal::AddressUnproven)
     );
     let asked = request("mail", "b");
@@ -269,11 +286,11 @@ fn the_same_address_in_another_realm_is_another_one() {
     // Another device there is another terminal, and this one can move there, too.
     let meter: EndpointName = "meter".parse().unwrap();
     sessions
-        .register(at(2), meter, there.clone(), None, id(2))
+        .register(at(2), meter, there.clone(), PORT, None, id(2))
         .unwrap();
     sessions.take_changes();
     sessions
-        .refresh(at(2), id(1), there.clone(), true, None)
+        .refresh(at(2), id(1), there.clone(), PORT, true, None)
         .unwrap();
     assert_eq!(sessions.take_changes().kernel, BTreeSet::from([session]));
     let authorised = sessions.authorised(session).unwrap();
@@ -291,7 +308,7 @@ fn each_end_of_a_session_has_its_cause() {
         Err(OperatorRefusal::SessionEnded(EndCause::Revoked))
     );
     assert_eq!(sessions.take_changes().kernel, BTreeSet::from([session]));
-    let dead = sessions.validate(at(2), &app_key(1), session, &token(1).hash());
+    let dead = sessions.validate(at(2), credential_id(1), session, &token(1).hash());
     assert_eq!(
         dead,
         Err(ValidationRefusal::SessionEnded(EndCause::Revoked))
@@ -395,13 +412,14 @@ fn there_are_no_more_terminals_than_slots() {
             .register(
                 at(0),
                 format!("d{n}").parse().unwrap(),
-                from(2),
+                from(u8::try_from(n).unwrap()),
+                PORT,
                 None,
                 id(1),
             )
             .unwrap();
     }
-    let more = sessions.register(at(0), "more".parse().unwrap(), from(2), None, id(1));
+    let more = sessions.register(at(0), "more".parse().unwrap(), from(2), PORT, None, id(1));
     assert_eq!(more, Err(DeviceRefusal::TerminalsFull));
 }
 

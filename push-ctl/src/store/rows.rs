@@ -1,12 +1,14 @@
 //! Records as the store has them: a byte that says how, then CBOR with numbered fields.
 
-use crate::app_key::AppKeyHash;
-use crate::dataplane::{Policy, Rate, Tunnel};
+mod app;
+
+pub(super) use app::{app, read_app};
+
+use crate::dataplane::Tunnel;
 use crate::sessions::records::{
-    App, EndCause, IssuedToken, Left, OperativeState, Path, RealmName, RegistrationId, Session,
-    SessionState, Terminal, UnixTime,
+    EndCause, IssuedToken, Left, OperativeState, Path, Previous, RealmName, RegistrationId,
+    Session, SessionState, Terminal, Tokens, UnixTime,
 };
-use ipnet::IpNet;
 use minicbor::bytes::ByteArray;
 use minicbor::{Decode, Encode};
 use push_common::tag::TagKey;
@@ -18,6 +20,9 @@ use std::time::Duration;
 
 /// First byte of each value.
 const FORMAT: u8 = 1;
+
+/// Where push clients of terminals without a port are asked (RFC 7252, 12.6).
+const COAP_PORT: u16 = 5683;
 
 /// A value isn't a record.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +47,9 @@ struct TerminalRow<'a> {
     state: TerminalStateRow,
     #[b(5)]
     realm: Option<&'a str>,
+    /// Not before version 3 of the store.
+    #[n(6)]
+    port: Option<u16>,
 }
 
 #[derive(Encode, Decode)]
@@ -58,6 +66,13 @@ enum TerminalStateRow {
         #[n(1)]
         cause: LeftRow,
     },
+    #[n(2)]
+    Suspended {
+        #[n(0)]
+        since_unix_ms: u64,
+        #[n(1)]
+        expires_unix_ms: u64,
+    },
 }
 
 #[derive(Encode, Decode)]
@@ -67,6 +82,8 @@ enum LeftRow {
     Deregistered,
     #[n(1)]
     Expired,
+    #[n(2)]
+    AddressTaken,
 }
 
 #[derive(Encode, Decode)]
@@ -100,7 +117,16 @@ enum SessionStateRow {
     #[n(0)]
     Requested(#[n(0)] TokenRow),
     #[n(1)]
-    Authorised(#[n(0)] TokenRow),
+    Authorised(
+        #[n(0)] TokenRow,
+        /// Neither this nor what follows before version 3 of the store.
+        #[n(1)]
+        Option<PreviousRow>,
+        #[n(2)] Option<TokenRow>,
+        /// In milliseconds since the epoch.
+        #[n(3)]
+        Option<u64>,
+    ),
     #[n(2)]
     Ended {
         #[n(0)]
@@ -108,6 +134,14 @@ enum SessionStateRow {
         #[n(1)]
         cause: EndCauseRow,
     },
+}
+
+#[derive(Encode, Decode)]
+struct PreviousRow {
+    #[n(0)]
+    token: TokenRow,
+    #[n(1)]
+    until_unix_ms: u64,
 }
 
 #[derive(Encode, Decode)]
@@ -135,51 +169,18 @@ enum EndCauseRow {
     Revoked,
     #[n(5)]
     AppRemoved,
-}
-
-#[derive(Encode, Decode)]
-struct AppRow {
-    #[n(0)]
-    key_sha256: ByteArray<32>,
-    #[n(1)]
-    created_unix_ms: u64,
-    /// Not in version 1 of the store.
-    #[n(2)]
-    policy_slot: Option<NonZeroU16>,
-    #[n(3)]
-    policy: Option<PolicyRow>,
-}
-
-#[derive(Encode, Decode)]
-struct PolicyRow {
-    #[n(0)]
-    rate: Option<RateRow>,
-    #[n(1)]
-    sources: Vec<PrefixRow>,
-    #[n(2)]
-    max_payload_bytes: Option<u16>,
-    #[n(3)]
-    dscp: Option<u8>,
-    #[n(4)]
-    coalescing_window_ns: Option<u64>,
-    #[n(5)]
-    return_acks: bool,
-}
-
-#[derive(Encode, Decode)]
-struct RateRow {
-    #[n(0)]
-    interval_ns: u64,
-    #[n(1)]
-    burst: u32,
-}
-
-#[derive(Encode, Decode)]
-struct PrefixRow {
-    #[n(0)]
-    address: IpAddr,
-    #[n(1)]
-    length_bits: u8,
+    #[n(6)]
+    AppServerFailed,
+    #[n(7)]
+    AppEnded,
+    #[n(8)]
+    TerminalSuspended,
+    #[n(9)]
+    TerminalRemoved,
+    #[n(10)]
+    AddressTaken,
+    #[n(11)]
+    NotRotated,
 }
 
 pub(super) fn terminal(terminal: &Terminal) -> Vec<u8> {
@@ -197,9 +198,15 @@ pub(super) fn terminal(terminal: &Terminal) -> Vec<u8> {
                 cause: match cause {
                     Left::Deregistered => LeftRow::Deregistered,
                     Left::Expired => LeftRow::Expired,
+                    Left::AddressTaken => LeftRow::AddressTaken,
                 },
             },
+            OperativeState::Suspended { since, expires } => TerminalStateRow::Suspended {
+                since_unix_ms: since.as_millis(),
+                expires_unix_ms: expires.as_millis(),
+            },
         },
+        port: Some(terminal.port),
         realm: terminal.path.realm.as_ref().map(RealmName::as_str),
     })
 }
@@ -227,6 +234,7 @@ pub(super) fn read_terminal(id: u64, value: &[u8]) -> Result<Terminal, Unreadabl
             device: row.device,
             gateway: row.gateway,
         },
+        port: row.port.unwrap_or(COAP_PORT),
         lifetime: Duration::from_millis(row.lifetime_ms),
         state: match row.state {
             TerminalStateRow::First { expires_unix_ms } => OperativeState::First {
@@ -240,7 +248,15 @@ pub(super) fn read_terminal(id: u64, value: &[u8]) -> Result<Terminal, Unreadabl
                 cause: match cause {
                     LeftRow::Deregistered => Left::Deregistered,
                     LeftRow::Expired => Left::Expired,
+                    LeftRow::AddressTaken => Left::AddressTaken,
                 },
+            },
+            TerminalStateRow::Suspended {
+                since_unix_ms,
+                expires_unix_ms,
+            } => OperativeState::Suspended {
+                since: UnixTime::from_millis(since_unix_ms),
+                expires: UnixTime::from_millis(expires_unix_ms),
             },
         },
     })
@@ -255,7 +271,15 @@ pub(super) fn session(session: &Session) -> Vec<u8> {
         port: session.port,
         state: match &session.state {
             SessionState::Requested(token) => SessionStateRow::Requested(token_row(token)),
-            SessionState::Authorised(token) => SessionStateRow::Authorised(token_row(token)),
+            SessionState::Authorised(tokens) => SessionStateRow::Authorised(
+                token_row(&tokens.current),
+                tokens.previous.as_ref().map(|previous| PreviousRow {
+                    token: token_row(&previous.token),
+                    until_unix_ms: previous.until.as_millis(),
+                }),
+                tokens.next.as_ref().map(token_row),
+                tokens.rotate_by.map(UnixTime::as_millis),
+            ),
             SessionState::Ended { at, cause } => SessionStateRow::Ended {
                 at_unix_ms: at.as_millis(),
                 cause: match cause {
@@ -265,6 +289,12 @@ pub(super) fn session(session: &Session) -> Vec<u8> {
                     EndCause::Expired => EndCauseRow::Expired,
                     EndCause::Revoked => EndCauseRow::Revoked,
                     EndCause::AppRemoved => EndCauseRow::AppRemoved,
+                    EndCause::AppServerFailed => EndCauseRow::AppServerFailed,
+                    EndCause::AppEnded => EndCauseRow::AppEnded,
+                    EndCause::TerminalSuspended => EndCauseRow::TerminalSuspended,
+                    EndCause::TerminalRemoved => EndCauseRow::TerminalRemoved,
+                    EndCause::AddressTaken => EndCauseRow::AddressTaken,
+                    EndCause::NotRotated => EndCauseRow::NotRotated,
                 },
             },
         },
@@ -295,7 +325,17 @@ pub(super) fn read_session(slot: u32, value: &[u8]) -> Result<Session, Unreadabl
             .map(|TunnelRow { peer, teid }| Tunnel { peer, teid }),
         state: match row.state {
             SessionStateRow::Requested(token) => SessionState::Requested(issued_token(&token)),
-            SessionStateRow::Authorised(token) => SessionState::Authorised(issued_token(&token)),
+            SessionStateRow::Authorised(current, previous, next, rotate_by) => {
+                SessionState::Authorised(Tokens {
+                    current: issued_token(&current),
+                    previous: previous.map(|previous| Previous {
+                        token: issued_token(&previous.token),
+                        until: UnixTime::from_millis(previous.until_unix_ms),
+                    }),
+                    next: next.as_ref().map(issued_token),
+                    rotate_by: rotate_by.map(UnixTime::from_millis),
+                })
+            }
             SessionStateRow::Ended { at_unix_ms, cause } => SessionState::Ended {
                 at: UnixTime::from_millis(at_unix_ms),
                 cause: match cause {
@@ -305,94 +345,15 @@ pub(super) fn read_session(slot: u32, value: &[u8]) -> Result<Session, Unreadabl
                     EndCauseRow::Expired => EndCause::Expired,
                     EndCauseRow::Revoked => EndCause::Revoked,
                     EndCauseRow::AppRemoved => EndCause::AppRemoved,
+                    EndCauseRow::AppServerFailed => EndCause::AppServerFailed,
+                    EndCauseRow::AppEnded => EndCause::AppEnded,
+                    EndCauseRow::TerminalSuspended => EndCause::TerminalSuspended,
+                    EndCauseRow::TerminalRemoved => EndCause::TerminalRemoved,
+                    EndCauseRow::AddressTaken => EndCause::AddressTaken,
+                    EndCauseRow::NotRotated => EndCause::NotRotated,
                 },
             },
         },
-    })
-}
-
-pub(super) fn app(app: &App) -> Vec<u8> {
-    encode(AppRow {
-        key_sha256: ByteArray::from(app.key_hash.0),
-        created_unix_ms: app.created.as_millis(),
-        policy_slot: Some(app.policy_slot),
-        policy: Some(policy_row(&app.policy)),
-    })
-}
-
-/// `or_slot` is the policy slot of an application of version 1 of the store, which has none of its own.
-pub(super) fn read_app(
-    name: &str,
-    value: &[u8],
-    or_slot: Option<NonZeroU16>,
-) -> Result<App, Unreadable> {
-    let unreadable = |why: String| Unreadable {
-        what: "application",
-        key: name.to_owned(),
-        why,
-    };
-    let row: AppRow = decode(value).map_err(unreadable)?;
-    Ok(App {
-        name: name.parse().map_err(|e| unreadable(format!("{e}")))?,
-        key_hash: AppKeyHash(row.key_sha256.into()),
-        created: UnixTime::from_millis(row.created_unix_ms),
-        policy_slot: row
-            .policy_slot
-            .or(or_slot)
-            .ok_or_else(|| unreadable("no policy slot".to_owned()))?,
-        policy: row
-            .policy
-            .map_or_else(|| Ok(Policy::default()), policy)
-            .map_err(unreadable)?,
-    })
-}
-
-fn policy_row(policy: &Policy) -> PolicyRow {
-    let Policy {
-        rate,
-        sources,
-        max_payload,
-        dscp,
-        coalescing_window,
-        return_acks,
-    } = policy;
-    let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    let prefix = |prefix: &IpNet| PrefixRow {
-        address: prefix.addr(),
-        length_bits: prefix.prefix_len(),
-    };
-    PolicyRow {
-        rate: rate.as_ref().map(|rate| RateRow {
-            interval_ns: nanoseconds(rate.interval),
-            burst: rate.burst,
-        }),
-        sources: sources.iter().map(prefix).collect(),
-        max_payload_bytes: *max_payload,
-        dscp: *dscp,
-        coalescing_window_ns: coalescing_window.map(nanoseconds),
-        return_acks: *return_acks,
-    }
-}
-
-fn policy(row: PolicyRow) -> Result<Policy, String> {
-    let prefix = |row: PrefixRow| {
-        IpNet::new(row.address, row.length_bits)
-            .map_err(|error| format!("{}/{}: {error}", row.address, row.length_bits))
-    };
-    Ok(Policy {
-        rate: row.rate.map(|rate| Rate {
-            interval: Duration::from_nanos(rate.interval_ns),
-            burst: rate.burst,
-        }),
-        sources: row
-            .sources
-            .into_iter()
-            .map(prefix)
-            .collect::<Result<_, _>>()?,
-        max_payload: row.max_payload_bytes,
-        dscp: row.dscp,
-        coalescing_window: row.coalescing_window_ns.map(Duration::from_nanos),
-        return_acks: row.return_acks,
     })
 }
 

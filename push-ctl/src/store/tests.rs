@@ -2,7 +2,8 @@ use super::*;
 use crate::app_key::AppKey;
 use crate::dataplane::{Policy, Rate, Tunnel};
 use crate::sessions::records::{
-    EndCause, IssuedToken, Left, OperativeState, Path as DevicePath, SessionState, UnixTime,
+    AppFailure, Availability, Credential, CredentialId, EndCause, IssuedToken, Left, Monitor,
+    OperativeState, Path as DevicePath, Previous, Proof, Quotas, SessionState, Tokens, UnixTime,
 };
 use push_common::token::Token;
 use push_common::wire::SessionId;
@@ -11,7 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 fn token() -> IssuedToken {
-    IssuedToken::first(&Token::from_bytes(*b"a secret of 16 b"))
+    IssuedToken::new(&Token::from_bytes(*b"a secret of 16 b"), 0)
 }
 
 fn everything() -> Image {
@@ -23,6 +24,7 @@ fn everything() -> Image {
             device: "fd00:64::2".parse().unwrap(),
             gateway: "[fd00:64::1]:5683".parse().unwrap(),
         },
+        port: 40_000,
         lifetime: Duration::from_secs(3600),
         state,
     };
@@ -46,10 +48,27 @@ fn everything() -> Image {
         EndCause::Expired,
         EndCause::Revoked,
         EndCause::AppRemoved,
+        EndCause::AppServerFailed,
+        EndCause::AppEnded,
+        EndCause::TerminalSuspended,
+        EndCause::TerminalRemoved,
+        EndCause::AddressTaken,
+        EndCause::NotRotated,
     ];
     let mut sessions = vec![
         session(0, SessionState::Requested(token())),
-        session(1, SessionState::Authorised(token())),
+        session(
+            1,
+            SessionState::Authorised(Tokens {
+                current: token(),
+                previous: Some(Previous {
+                    token: token(),
+                    until: at,
+                }),
+                next: Some(token()),
+                rotate_by: Some(at),
+            }),
+        ),
     ];
     sessions.extend(
         (2..)
@@ -67,6 +86,20 @@ fn everything() -> Image {
                 },
             ),
             terminal(
+                3,
+                OperativeState::Second {
+                    since: at,
+                    cause: Left::AddressTaken,
+                },
+            ),
+            terminal(
+                4,
+                OperativeState::Suspended {
+                    since: at,
+                    expires: UnixTime::from_millis(u64::MAX),
+                },
+            ),
+            terminal(
                 u64::MAX,
                 OperativeState::Second {
                     since: at,
@@ -78,7 +111,6 @@ fn everything() -> Image {
         apps: vec![
             App {
                 name: "chat".parse().unwrap(),
-                key_hash: AppKey::from_bytes([3; 32]).hash(),
                 created: at,
                 policy_slot: NonZeroU16::new(4095).unwrap(),
                 policy: Policy {
@@ -95,13 +127,45 @@ fn everything() -> Image {
                     coalescing_window: Some(Duration::from_secs(5)),
                     return_acks: true,
                 },
+                credentials: vec![
+                    Credential {
+                        id: CredentialId::from_u64(1),
+                        proof: Proof::ApiKey("$argon2id$".to_owned()),
+                        created: at,
+                        expires: None,
+                    },
+                    Credential {
+                        id: CredentialId::from_u64(u64::MAX),
+                        proof: Proof::Certificate([4; 32]),
+                        created: at,
+                        expires: Some(at),
+                    },
+                ],
+                quotas: Quotas {
+                    sessions: Some(1),
+                    sessions_per_terminal: Some(u32::MAX),
+                    validations_per_minute: Some(0),
+                },
+                monitor: Some(Monitor {
+                    url: Some("https://chat.example/status".to_owned()),
+                    interval: Duration::from_secs(30),
+                    unreachable_after: Duration::from_millis(1),
+                    inactive_after: Some(Duration::from_hours(1)),
+                }),
+                availability: Availability::Failed {
+                    since: at,
+                    cause: AppFailure::Announced,
+                },
             },
             App {
                 name: "mail".parse().unwrap(),
-                key_hash: app_key().hash(),
                 created: at,
                 policy_slot: NonZeroU16::new(1).unwrap(),
                 policy: Policy::default(),
+                credentials: vec![app_key().credential(at)],
+                quotas: Quotas::default(),
+                monitor: None,
+                availability: Availability::Available,
             },
         ],
     }
@@ -110,11 +174,19 @@ fn everything() -> Image {
 /// The same as far as version 1 had room for it.
 fn everything_of_version_1() -> Image {
     let mut image = everything();
+    image
+        .terminals
+        .retain(|terminal| ![3, 4].contains(&terminal.id.to_u64()));
     for terminal in &mut image.terminals {
         terminal.path.realm = None;
+        terminal.port = 5683;
     }
+    image.sessions.retain(|session| session.id.slot() < 8);
     for session in &mut image.sessions {
         session.tunnel = None;
+        if let SessionState::Authorised(tokens) = &mut session.state {
+            *tokens = Tokens::only(tokens.current.clone());
+        }
     }
     image.apps.remove(0);
     image
@@ -239,7 +311,7 @@ fn what_is_deleted_does_not_come_back() {
             image.sessions.len(),
             image.apps.len()
         ),
-        (2, 7, 1)
+        (4, 13, 1)
     );
 }
 
@@ -359,7 +431,7 @@ fn another_version_is_refused_and_left_as_it_is() {
     transaction
         .open_table(META)
         .unwrap()
-        .insert("version", 3)
+        .insert("version", 4)
         .unwrap();
     transaction.commit().unwrap();
     drop(database);
@@ -367,7 +439,7 @@ fn another_version_is_refused_and_left_as_it_is() {
     assert!(
         error
             .to_string()
-            .contains("has version 3, this push-ctl reads versions 1 to 2"),
+            .contains("has version 4, this push-ctl reads versions 1 to 3"),
         "{error}"
     );
 }

@@ -31,7 +31,12 @@ fn slots(changes: &Changes) -> Vec<u16> {
 fn each_application_has_a_policy_slot_of_its_own_which_is_used_anew() {
     let mut sessions = empty();
     let add = |sessions: &mut Sessions, name: &str, n| {
-        sessions.add_app(at(0), name.parse().unwrap(), app_key(n), Policy::default())
+        sessions.add_app(
+            at(0),
+            name.parse().unwrap(),
+            vec![credential(n)],
+            Policy::default(),
+        )
     };
     for (n, name) in (1..).zip(["a", "b", "c"]) {
         add(&mut sessions, name, n).unwrap();
@@ -91,13 +96,13 @@ fn prefixes_are_refused_that_the_data_plane_has_no_room_for() {
     let mut sessions = empty();
     let prefixes = |count: u32| Policy {
         sources: (0..count)
-            .map(|n| std::net::IpAddr::from(n.to_be_bytes()).into())
+            .map(|n| IpAddr::from(n.to_be_bytes()).into())
             .collect(),
         ..Policy::default()
     };
     let (a, b): (AppName, AppName) = ("a".parse().unwrap(), "b".parse().unwrap());
     let add = |sessions: &mut Sessions, name: &AppName, policy| {
-        sessions.add_app(at(0), name.clone(), app_key(1), policy)
+        sessions.add_app(at(0), name.clone(), vec![credential(1)], policy)
     };
     add(&mut sessions, &a, prefixes(MAX_SOURCE_PREFIXES - 1)).unwrap();
     let refused = add(&mut sessions, &b, prefixes(2));
@@ -124,14 +129,16 @@ fn a_tunnel_is_for_a_session_that_is_not_over() {
     assert_eq!(changes.slots, BTreeSet::from([session.slot()]));
     assert!(changes.kernel.is_empty(), "it isn't authorised yet");
     sessions
-        .validate(at(1), &app_key(1), session, &token(1).hash())
+        .validate(at(1), credential_id(1), session, &token(1).hash())
         .unwrap();
     assert_eq!(sessions.authorised(session).unwrap().session.tunnel, tunnel);
 
     sessions.take_changes();
     sessions.set_tunnel(session, tunnel).unwrap();
     assert!(sessions.take_changes().leave_store_alone());
-    sessions.refresh(at(2), id(1), from(3), true, None).unwrap();
+    sessions
+        .refresh(at(2), id(1), from(3), PORT, true, None)
+        .unwrap();
     assert_eq!(sessions.authorised(session).unwrap().session.tunnel, tunnel);
     sessions.take_changes();
     sessions.set_tunnel(session, None).unwrap();

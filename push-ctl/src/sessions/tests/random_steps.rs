@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::dataplane::{Rate, Tunnel};
+use crate::sessions::records::Tokens;
 use proptest::prelude::*;
 use std::collections::HashSet;
 
@@ -185,6 +186,7 @@ fn take(step: &Step, sessions: &mut Sessions, now: &mut UnixTime) {
                 *now,
                 endpoint,
                 anywhere(host),
+                PORT,
                 Some(Duration::from_secs(lifetime_s)),
                 id(fresh),
             );
@@ -194,7 +196,7 @@ fn take(step: &Step, sessions: &mut Sessions, now: &mut UnixTime) {
             host,
             proven,
         } => {
-            let _ = sessions.refresh(*now, terminal(index), anywhere(host), proven, None);
+            let _ = sessions.refresh(*now, terminal(index), anywhere(host), PORT, proven, None);
         }
         Step::Deregister {
             terminal: index,
@@ -238,16 +240,27 @@ fn take(step: &Step, sessions: &mut Sessions, now: &mut UnixTime) {
             let held = sessions
                 .session(session)
                 .map(|session| (session.app.clone(), session.state.clone()));
-            let answer = sessions.validate(*now, &app_key(app), session, &token(value).hash());
+            let answer = sessions.validate(*now, credential_id(app), session, &token(value).hash());
             if answer.is_ok() {
                 let (name, state) =
                     held.expect("a session that was never requested is not validated");
-                let (SessionState::Requested(issued) | SessionState::Authorised(issued)) = state
-                else {
-                    panic!("an ended session was validated");
+                let held = match state {
+                    SessionState::Requested(issued) => vec![issued.hash],
+                    SessionState::Authorised(Tokens {
+                        current,
+                        previous,
+                        next,
+                        ..
+                    }) => {
+                        let previous = previous.filter(|previous| previous.until > *now);
+                        let others = previous.map(|previous| previous.token).into_iter();
+                        let all = others.chain(next).chain([current]);
+                        all.map(|token| token.hash).collect()
+                    }
+                    SessionState::Ended { .. } => panic!("an ended session was validated"),
                 };
                 assert_eq!(name.as_str(), format!("a{app}"));
-                assert_eq!(issued.hash, token(value).hash());
+                assert!(held.contains(&token(value).hash()));
             }
         }
         Step::Revoke { slot } => {
@@ -263,7 +276,7 @@ fn take(step: &Step, sessions: &mut Sessions, now: &mut UnixTime) {
         }
         Step::AddApp { app, policy: n } => {
             let name = format!("a{app}").parse().unwrap();
-            let _ = sessions.add_app(*now, name, app_key(app), policy(n));
+            let _ = sessions.add_app(*now, name, vec![credential(app)], policy(n));
         }
         Step::SetPolicy { app, policy: n } => {
             let _ = sessions.set_policy(&format!("a{app}").parse().unwrap(), policy(n));
