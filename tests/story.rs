@@ -1,16 +1,28 @@
 //! A lab with an application in it, for tests that go from registering to receiving.
 
-use std::net::SocketAddr;
+use crate::gateway::TRIGGER_PORT;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use xtask::child;
 use xtask::clients::{Clients, Granted};
-use xtask::lab::{DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Lab, Options, Party};
+use xtask::lab::{APPLICATION, DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Lab, Options, Party};
 use xtask::traffic::Session;
 
 /// The daemon and command line under test.
 pub(crate) const PUSH_CTL: &str = env!("CARGO_BIN_EXE_push-ctl");
 
 pub(crate) const APP: &str = "weather";
+
+/// Where the gateway listens inside: triggers come from there.
+pub(crate) const INTERNAL_PORT: u16 = 5683;
+pub(crate) const DEVICE_PORT: u16 = 7000;
+
+/// How long anything may take that is waited for.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) struct Story {
     pub(crate) lab: Lab,
@@ -122,4 +134,68 @@ fn host(address: &str) -> String {
 
 pub(crate) fn socket_address(address: &str, port: u16) -> SocketAddr {
     SocketAddr::new(address.parse().unwrap(), port)
+}
+
+/// A socket of the application's server, connected to where the gateway takes triggers by IPv4 (0) or
+/// IPv6 (1).
+pub(crate) fn server(lab: &Lab, family: usize) -> UdpSocket {
+    let address = socket_address(APPLICATION[family], 0);
+    let socket = lab.udp_socket(Party::Application, address).unwrap();
+    let gateway = socket_address(GATEWAY_OUTSIDE[family], TRIGGER_PORT);
+    socket.connect(gateway).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    socket
+}
+
+pub(crate) fn device(lab: &Lab, family: usize, port: u16) -> UdpSocket {
+    let address = socket_address(DEVICE[family], port);
+    let socket = lab.udp_socket(Party::Device, address).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    socket
+}
+
+/// How often the device's own UDP found a wrong checksum, by IPv4 and by IPv6.
+pub(crate) fn checksum_errors(lab: &Lab) -> [u64; 2] {
+    let counters = lab.run_in(Party::Device, || {
+        ["snmp", "snmp6"]
+            .map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap())
+    });
+    let [v4, v6] = counters.unwrap();
+    let mut udp = v4.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (udp.next().unwrap(), udp.next().unwrap());
+    let v4 = names
+        .split_whitespace()
+        .zip(values.split_whitespace())
+        .find_map(|(name, value)| (name == "InCsumErrors").then_some(value));
+    let v6 = v6
+        .lines()
+        .find_map(|line| line.strip_prefix("Udp6InCsumErrors"));
+    [v4, v6].map(|count| count.unwrap().trim().parse().unwrap())
+}
+
+/// Packets by verdict on that NIC of the gateway.
+pub(crate) fn verdicts(lab: &Lab, nic: &str) -> BTreeMap<String, u64> {
+    let stats = lab.push_ctl_json(&["stats"]).unwrap();
+    let nics = stats["nics"].as_array().unwrap();
+    let nic = nics.iter().find(|one| one["name"] == nic).unwrap();
+    let count = |row: &Value| {
+        let verdict = row["verdict"].as_str().unwrap();
+        (verdict.to_owned(), row["packets"].as_u64().unwrap())
+    };
+    let rows = nic["verdicts"].as_array().unwrap();
+    let by_verdict: BTreeMap<_, _> = rows.iter().map(count).collect();
+    assert_eq!(
+        nic["packets"],
+        by_verdict.values().sum::<u64>(),
+        "what came in is the sum of the verdicts"
+    );
+    by_verdict
+}
+
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

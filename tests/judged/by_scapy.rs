@@ -1,9 +1,10 @@
 //! Triggers that a script makes from the documents alone, and scapy puts into frames: the device gets
 //! each, byte for byte, and the script understands what comes back.
 
-use super::{DEVICE_PORT, INTERNAL_PORT, LIMIT, TRIGGER_PORT, checksum_errors, counted, device};
 use crate::datagram::SERVER_PORT;
-use crate::story::{APP, Story, outside, socket_address};
+use crate::gateway::TRIGGER_PORT;
+use crate::story::{APP, DEVICE_PORT, INTERNAL_PORT, LIMIT, Story};
+use crate::story::{checksum_errors, device, outside, socket_address, verdicts, wait_until};
 use push_common::wire::TriggerHeader;
 use serde_json::{Value, json};
 use std::fs;
@@ -118,18 +119,18 @@ fn triggers_made_by_scapy_arrive_byte_for_byte() {
         assert_eq!(source, registered_with, "{}", line["what"]);
     }
     // The device's kernel finds the damage, which is as large as before; the forgery goes nowhere.
-    super::wait_until("the damaged triggers are found", || {
+    wait_until("the damaged triggers are found", || {
         checksum_errors(lab) == [1, 1]
     });
-    super::wait_until("the forged triggers are counted", || {
-        counted(&story, "gw-app", "bad_tag") == 2
+    wait_until("the forged triggers are counted", || {
+        verdicts(lab, "gw-app")["bad_tag"] == 2
     });
     for socket in devices {
         socket.set_nonblocking(true).unwrap();
         assert_eq!(next(&socket), None);
     }
     let delivered = (FRAMINGS * 2 * lengths.len() + 2) as u64;
-    assert_eq!(counted(&story, "gw-app", "redirected"), delivered);
+    assert_eq!(verdicts(lab, "gw-app")["redirected"], delivered);
 }
 
 #[test]
@@ -166,7 +167,7 @@ fn scapy_gets_back_the_acknowledgements_that_it_asked_for() {
     });
     assert_eq!(said.len(), FRAMINGS * 2);
     assert_eq!(
-        counted(&story, "gw-dev", "ack_returned"),
+        verdicts(&story.lab, "gw-dev")["ack_returned"],
         FRAMINGS as u64 * 2
     );
 }

@@ -1,6 +1,6 @@
 //! Captures: written frame by frame or by tcpdump, and read by tshark.
 
-use super::wait_until;
+use crate::story::wait_until;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -52,9 +52,9 @@ const NOTE: u32 = 0x0040_0000;
 
 /// Ports of datagrams in which nothing is to be looked for: some are known for other protocols.
 const OPAQUE_PORTS: [u16; 4] = [
-    super::TRIGGER_PORT,
-    super::INTERNAL_PORT,
-    super::DEVICE_PORT,
+    crate::gateway::TRIGGER_PORT,
+    crate::story::INTERNAL_PORT,
+    crate::story::DEVICE_PORT,
     crate::datagram::SERVER_PORT,
 ];
 
@@ -172,6 +172,9 @@ impl Witness {
                 "--immediate-mode",
                 "-B",
                 "4096",
+                // Longer than any frame here; each gets so much of the buffer.
+                "-s",
+                "2048",
                 "-U",
                 "-n",
                 "-i",

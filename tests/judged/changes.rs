@@ -4,8 +4,7 @@
 //! the change to the last trigger that was sent and didn't arrive. The machine may be busy with
 //! something else; so the best of some rounds counts.
 
-use super::{DEVICE_PORT, server, wait_until};
-use crate::story::{APP, PUSH_CTL, Story, socket_address};
+use crate::story::{APP, DEVICE_PORT, PUSH_CTL, Story, server, socket_address, wait_until};
 use push_common::wire::TriggerHeader;
 use std::net::UdpSocket;
 use std::path::Path;

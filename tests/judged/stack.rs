@@ -1,16 +1,17 @@
 //! From socket to socket, with two kernels as judges: that of the device, and that of the server. Both
-//! check every checksum, and deliver only what is from where it should be.
+//! check every checksum, and deliver only what is from where it should be. tshark looks on.
 
 use super::capture::{Checksum, Witness};
-use super::{
-    DEVICE_PORT, INTERNAL_PORT, TRIGGER_PORT, checksum_errors, counted, device, server, wait_until,
-};
-use crate::story::{APP, Story, socket_address};
+use crate::datagram::ETHERNET;
+use crate::gateway::TRIGGER_PORT;
+use crate::story::{APP, DEVICE_PORT, INTERNAL_PORT, LIMIT, Story};
+use crate::story::{checksum_errors, device, server, socket_address, verdicts, wait_until};
 use push_common::wire::{Flags, TriggerHeader};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::AtomicBool;
 use xtask::lab::{GATEWAY_INSIDE, Party};
-use xtask::traffic::Session;
+use xtask::traffic::{Load, Session, Sink};
 use zerocopy::IntoBytes;
 
 /// Has a socket send UDP by IPv4 without checksums.
@@ -82,6 +83,45 @@ fn devices_of_either_ip_version_get_triggers_from_servers_of_either() {
     assert_eq!(without.count(), 2 * lengths.len());
 }
 
+#[test]
+fn tshark_finds_nothing_wrong_with_what_the_gateway_sends() {
+    const TRIGGERS: u64 = 200;
+    let story = Story::begin("push-shark");
+    let lab = &story.lab;
+    let witness = Witness::start(
+        lab,
+        Party::Device,
+        "dev0",
+        &["udp", "port", &DEVICE_PORT.to_string()],
+    );
+    for family in [0, 1] {
+        let session = story.authorised(family, DEVICE_PORT);
+        let sink = Sink::start(device(lab, family, DEVICE_PORT), &[session]).unwrap();
+        let load = Load {
+            sessions: &[session],
+            first_sequence: 1,
+            triggers: TRIGGERS,
+            payload_bytes: 100,
+            rate_per_s: None,
+            forged: false,
+        };
+        let never = AtomicBool::new(false);
+        load.send(&server(lab, family), &never).unwrap();
+        assert!(sink.wait_for(TRIGGERS, LIMIT));
+    }
+    let frames = witness.finish(2 * TRIGGERS as usize);
+    assert_eq!(frames.len(), 2 * TRIGGERS as usize);
+    for (number, (frame, seen)) in (0..).zip(&frames) {
+        let v6 = number >= TRIGGERS;
+        assert_eq!(seen.complaints, [""; 0], "{seen:?}");
+        let ip_checksums = if v6 { &[][..] } else { &[Checksum::Good] };
+        assert_eq!(seen.ip_checksums, ip_checksums);
+        assert_eq!(seen.udp_checksums, [Checksum::Good]);
+        let hop_limit = frame[ETHERNET + if v6 { 7 } else { 8 }];
+        assert_eq!(hop_limit, 63, "one hop");
+    }
+}
+
 /// A trigger that asks for an acknowledgement.
 fn asking(session: &Session, sequence: u64, payload: &[u8]) -> Vec<u8> {
     let header = TriggerHeader::sign(
@@ -141,9 +181,9 @@ fn an_acknowledged_trigger_comes_back_to_its_server_and_brings_no_more_than_it_t
         assert!(round_trip > 0.0 && round_trip < 20_000.0, "{shown}");
     }
     wait_until("all acknowledgements are counted", || {
-        counted(&story, "gw-dev", "ack_unexpected") == count
+        verdicts(lab, "gw-dev")["ack_unexpected"] == count
     });
-    assert_eq!(counted(&story, "gw-dev", "ack_returned"), count);
+    assert_eq!(verdicts(lab, "gw-dev")["ack_returned"], count);
 
     let frames = witness.finish(2 * count as usize);
     assert_eq!(frames.len(), 2 * count as usize);

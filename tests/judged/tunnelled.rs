@@ -1,10 +1,8 @@
 //! A GTP-U peer: a socket of the device's kernel, which checks what is around the tunnel, and
 //! etherparse, which looks inside.
 
-use super::{
-    DEVICE_PORT, INTERNAL_PORT, LIMIT, checksum_errors, counted, device, server, wait_until,
-};
-use crate::story::{PUSH_CTL, Story, socket_address};
+use crate::story::{DEVICE_PORT, INTERNAL_PORT, LIMIT, PUSH_CTL, Story};
+use crate::story::{checksum_errors, device, server, socket_address, verdicts, wait_until};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use push_common::wire::GTPU_PORT;
 use std::net::{IpAddr, SocketAddr};
@@ -92,7 +90,7 @@ fn a_gtp_peer_gets_triggers_for_devices_behind_it() {
                     "the trigger arrives, or is counted as one that can't",
                     || {
                         arrived = peer.recv(&mut [0; 2048]).is_ok();
-                        arrived || counted(&story, "gw-app", "next_hop_missing") > too_early
+                        arrived || verdicts(lab, "gw-app")["next_hop_missing"] > too_early
                     },
                 );
                 too_early += u64::from(!arrived);
@@ -126,6 +124,6 @@ fn a_gtp_peer_gets_triggers_for_devices_behind_it() {
         assert_eq!((&buffer[..length], from), (&sent[..], registered_with));
     }
     assert_eq!(checksum_errors(lab), [0, 0]);
-    assert_eq!(counted(&story, "gw-app", "next_hop_missing"), too_early);
+    assert_eq!(verdicts(lab, "gw-app")["next_hop_missing"], too_early);
     println!("{too_early} triggers came before the peer's MAC address was known");
 }

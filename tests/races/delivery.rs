@@ -2,18 +2,17 @@
 
 use super::{Course, LIMIT, Ledger};
 use crate::datagram::Session;
-use crate::gateway::{TRIGGER_PORT, open, settings};
-use crate::story::{PUSH_CTL, Story, socket_address};
+use crate::gateway::{open, settings};
+use crate::story::{DEVICE_PORT, PUSH_CTL, Story, device, server, socket_address, verdicts};
 use push_common::verdict::{Action, Verdict};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 use xtask::child;
-use xtask::lab::{APPLICATION, DEVICE, GATEWAY_OUTSIDE, Lab, Options, Party};
+use xtask::lab::{DEVICE, Lab, Options, Party};
 use xtask::traffic::{self, Load, Received, Sink};
 
-const PORT: u16 = 7000;
 static NEVER: AtomicBool = AtomicBool::new(false);
 
 #[test]
@@ -37,23 +36,14 @@ fn load(session: &traffic::Session, first_sequence: u64, triggers: u64) -> Load<
     }
 }
 
-/// A socket of the application server, connected to where the gateway takes triggers.
-fn server(lab: &Lab) -> std::net::UdpSocket {
-    let socket = lab.udp_socket(Party::Application, socket_address(APPLICATION[0], 0));
-    let socket = socket.unwrap();
-    let gateway = socket_address(GATEWAY_OUTSIDE[0], TRIGGER_PORT);
-    socket.connect(gateway).unwrap();
-    socket
-}
-
 /// A course of so many triggers, while the device moves between two addresses and ports, ten thousand
 /// times or more.
 pub(super) fn moves(prefix: &str, mut course: Course) {
     const ROUND: u64 = 50_000;
     const MOVES: u64 = 10_000;
     let places = [
-        socket_address(DEVICE[0], PORT),
-        socket_address("10.64.0.3", PORT + 1),
+        socket_address(DEVICE[0], DEVICE_PORT),
+        socket_address("10.64.0.3", DEVICE_PORT + 1),
     ];
     let mut options = Options::new(prefix, Path::new(PUSH_CTL));
     options.daemon = false;
@@ -81,7 +71,7 @@ pub(super) fn moves(prefix: &str, mut course: Course) {
         Sink::start(socket, &[session]).unwrap()
     });
     let received = || sinks.each_ref().map(|sink| sink.received().delivered);
-    let server = server(&lab);
+    let server = server(&lab, 0);
 
     let (mut sent, mut moved) = (0, 0_usize);
     let run = || {
@@ -136,10 +126,7 @@ pub(super) fn moves(prefix: &str, mut course: Course) {
     let whole = received();
     assert!(whole.iter().all(|&delivered| delivered > 0), "{whole:?}");
     for (sink, delivered) in sinks.into_iter().zip(whole) {
-        let only_delivered = Received {
-            delivered,
-            ..Received::default()
-        };
+        let only_delivered = Received::just(delivered);
         assert_eq!(sink.finish().unwrap(), only_delivered);
     }
     assert_eq!(whole.iter().sum::<u64>(), sent);
@@ -153,10 +140,9 @@ pub(super) fn kills(prefix: &str, mut course: Course) {
     const ROUND: u64 = 25_000;
     let story = Story::begin(prefix);
     let lab = &story.lab;
-    let session = story.authorised(0, PORT);
-    let socket = lab.udp_socket(Party::Device, socket_address(DEVICE[0], PORT));
-    let sink = Sink::start(socket.unwrap(), &[session]).unwrap();
-    let servers = [server(lab), server(lab)];
+    let session = story.authorised(0, DEVICE_PORT);
+    let sink = Sink::start(device(lab, 0, DEVICE_PORT), &[session]).unwrap();
+    let servers = [server(lab, 0), server(lab, 0)];
     let mut sent = 0;
     while let Some(count) = course.next(1) {
         for _ in 0..count {
@@ -187,29 +173,18 @@ pub(super) fn kills(prefix: &str, mut course: Course) {
         .unwrap();
     let refused = sent + again.triggers;
     let begin = Instant::now();
-    while verdict(lab, "replayed") + verdict(lab, "sequence_too_old") < refused {
+    let outside = || verdicts(lab, "gw-app");
+    while outside()["replayed"] + outside()["sequence_too_old"] < refused {
         assert!(begin.elapsed() < LIMIT, "{refused} are to be refused");
         thread::sleep(Duration::from_millis(10));
     }
-    let only_delivered = Received {
-        delivered: sent,
-        ..Received::default()
-    };
+    let only_delivered = Received::just(sent);
     assert_eq!(sink.finish().unwrap(), only_delivered);
     // The kernel helps out while the next hop isn't known.
-    let let_through = verdict(lab, "redirected") + verdict(lab, "next_hop_unresolved");
-    assert_eq!((let_through, verdict(lab, "contended")), (sent, 0));
+    let outside = outside();
+    let let_through = outside["redirected"] + outside["next_hop_unresolved"];
+    assert_eq!((let_through, outside["contended"]), (sent, 0));
     course.finish(&format!(
         "of {sent} triggers that two servers sent, each arrived once: twice = 0, lost = 0"
     ));
-}
-
-/// How often this was the verdict on the NIC where triggers come in.
-fn verdict(lab: &Lab, label: &str) -> u64 {
-    let stats = lab.push_ctl_json(&["stats"]).unwrap();
-    let nics = stats["nics"].as_array().unwrap();
-    let nic = nics.iter().find(|nic| nic["name"] == "gw-app").unwrap();
-    let mut verdicts = nic["verdicts"].as_array().unwrap().iter();
-    let row = verdicts.find(|row| row["verdict"] == label).unwrap();
-    row["packets"].as_u64().unwrap()
 }

@@ -99,10 +99,7 @@ impl<'a> Volleys<'a> {
             all.foreign += foreign;
         }
         let due = self.rows.iter().map(|row| row.due).sum();
-        let expected = Received {
-            delivered: due,
-            ..Received::default()
-        };
+        let expected = Received::just(due);
         stage.check(
             all == expected,
             format!(

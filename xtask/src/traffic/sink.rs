@@ -35,6 +35,17 @@ pub struct Received {
     pub foreign: u64,
 }
 
+impl Received {
+    /// So many triggers, each delivered once, and nothing else.
+    #[must_use]
+    pub fn just(delivered: u64) -> Self {
+        Self {
+            delivered,
+            ..Self::default()
+        }
+    }
+}
+
 /// A thread that receives triggers on a device's socket, and judges each.
 #[derive(Debug)]
 pub struct Sink {
@@ -244,13 +255,7 @@ mod tests {
         let sent = load.send(&server, &AtomicBool::new(false)).unwrap();
         assert_eq!(sent.triggers, 1000);
         assert!(sink.wait_for(1000, LIMIT));
-        assert_eq!(
-            sink.finish().unwrap(),
-            Received {
-                delivered: 1000,
-                ..Received::default()
-            }
-        );
+        assert_eq!(sink.finish().unwrap(), Received::just(1000));
     }
 
     #[test]
