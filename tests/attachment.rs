@@ -1,10 +1,10 @@
 //! How the program gets onto NICs, what survives the process that put it there, and when it refuses.
 
-use crate::gateway::{EXT, Gateway, INT, SLOTS, open, sh, sources};
+use crate::gateway::{EXT, Gateway, INT, SLOTS, nics, open, sh, sources};
 use push_common::maps::LAYOUT_VERSION;
 use push_common::tag::TagKey;
 use push_common::wire::SessionId;
-use push_ctl::dataplane::{Dataplane, Nic, NicStatus, SessionImage, object};
+use push_ctl::dataplane::{Nic, SessionImage, object};
 use std::time::{Duration, Instant};
 
 fn session(slot: u32) -> SessionImage {
@@ -20,14 +20,6 @@ fn session(slot: u32) -> SessionImage {
         previous_key: None,
         expires_in: Duration::from_secs(3600),
     }
-}
-
-fn nics(dataplane: &Dataplane) -> Vec<NicStatus> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(dataplane.nics()).unwrap()
 }
 
 /// The identifier of the XDP program on a NIC, and its mode, as `ip` tells.

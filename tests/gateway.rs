@@ -9,11 +9,12 @@
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use push_common::verdict::Verdict;
-use push_ctl::dataplane::{Dataplane, Gtpu, Nic, Settings};
+use push_ctl::dataplane::{Dataplane, Gtpu, Nic, NicStatus, Settings};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
+use tokio::runtime::Runtime;
 
 pub(crate) const EXT: &str = "ext";
 pub(crate) const INT: &str = "int";
@@ -203,11 +204,17 @@ pub(crate) fn sources() -> [SocketAddr; 2] {
 }
 
 pub(crate) fn open(settings: &Settings) -> anyhow::Result<Dataplane> {
-    // One thread: others are not in the namespace.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(Dataplane::open(settings.clone()))
+    runtime().block_on(Dataplane::open(settings.clone()))
+}
+
+pub(crate) fn nics(dataplane: &Dataplane) -> Vec<NicStatus> {
+    runtime().block_on(dataplane.nics()).unwrap()
+}
+
+/// Of one thread: others are not in the namespace.
+pub(crate) fn runtime() -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap()
 }
 
 /// Runs a line of shell in the namespace of this thread.

@@ -12,6 +12,7 @@
 //! | [`judged`] | what tshark, scapy and the kernel's own stack say of what it sends |
 //! | [`delivery`] | triggers from socket to socket, through namespaces |
 //! | [`provisioning`] | devices and application servers, played by libcoap and curl |
+//! | `logging` | what the program logs, with the feature `log` |
 //! | [`coap`] | the internal interface in detail |
 //! | [`command_line`] | the operator's command line against a running daemon |
 //! | [`bad_input`] | what is refused at the start and at the interfaces, and how |
@@ -25,6 +26,8 @@ mod delivery;
 mod framing;
 mod gateway;
 mod judged;
+#[cfg(feature = "log")]
+mod logging;
 mod model;
 mod policies;
 mod provisioning;

@@ -3,7 +3,7 @@
 use super::replay::{Order, Relay, Tally, offer};
 use super::{Course, Ledger, Template};
 use crate::datagram::{DEVICES, Session};
-use crate::gateway::{EXT, Gateway, open};
+use crate::gateway::{EXT, Gateway, nics, open};
 use push_common::replay::PERMITTED_LAG;
 use push_common::verdict::Verdict;
 use push_ctl::dataplane::Dataplane;
@@ -90,11 +90,7 @@ pub(super) fn run(mut course: Course) {
 
 /// The program that is attached to the NIC where triggers come in.
 fn program_id(dataplane: &Dataplane) -> u32 {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let nics = runtime.block_on(dataplane.nics()).unwrap();
+    let nics = nics(dataplane);
     let nic = nics.iter().find(|nic| nic.name == EXT).unwrap();
     assert_eq!(nic.mode, "native");
     nic.program_id

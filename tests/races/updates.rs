@@ -2,7 +2,7 @@
 
 use super::{AtEnd, Course, Ledger, REDIRECT, Shared, TRIGGER_AT, race};
 use crate::datagram::{Datagram, Session, UDP};
-use crate::gateway::{DEVICE_MAC, EXT, Gateway, INT_MAC, sh};
+use crate::gateway::{DEVICE_MAC, EXT, Gateway, INT_MAC, runtime, sh};
 use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder};
 use push_common::tag::TagKey;
 use push_common::verdict::Verdict;
@@ -380,10 +380,7 @@ pub(super) fn routes(mut course: Course) {
         } = prepared(gateway);
         drop(dataplane);
         // News of routes comes to the runtime that it was opened in.
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = runtime();
         let mut dataplane = runtime.block_on(Dataplane::open(settings)).unwrap();
         let session = Session::new(SLOT, places[0].0.device);
         dataplane.install(&session.image).unwrap();

@@ -78,11 +78,24 @@ pub fn ci() -> Result<()> {
         "push-ctl",
         "--features",
         "log",
+        "--all-targets",
         "--",
         "-D",
         "warnings",
     ];
     cargo_step("lints, with logging", &with_log)?;
+    // Before the build, which leaves a push-ctl without it in its place.
+    let logging = [
+        "-p",
+        "push-ctl",
+        "--features",
+        "log",
+        "--test",
+        "push",
+        "--",
+        "logging",
+    ];
+    run_tests(&logging.map(str::to_owned), &[])?;
     cargo_step("build", &["build", "--release", "--workspace"])?;
     run_tests(&[], &[])?;
     demo::run(false)

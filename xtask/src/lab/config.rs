@@ -63,6 +63,8 @@ pub struct Config {
     pub nics: Vec<Nic>,
     /// How long a session can be without a delivery before it is idle, such as `5m`.
     pub idle_after: String,
+    /// What the program logs, such as `debug`; only for a controller with the feature `log`.
+    pub log_level: Option<String>,
     /// Addresses and ports of the internal interface.
     pub internal: Vec<String>,
     /// Realms.
@@ -100,6 +102,7 @@ impl Default for Config {
                 nic("gw-dev", Role::Internal, &[]),
             ],
             idle_after: "0s".to_owned(),
+            log_level: None,
             internal: vec![format!("{inside_v4}:5683"), format!("[{inside_v6}]:5683")],
             realms: Vec::new(),
             gtpu_local: Vec::new(),
@@ -153,7 +156,7 @@ impl Config {
             "state_dir = {:?}\npin_dir = {:?}\nadmin_socket = {:?}\n\n\
              [sessions]\nslots = {slots}\ndefault_lifetime = {:?}\nmax_lifetime = {:?}\n\n\
              [triggers]\nport = {trigger_port}\nkeep_source = {keep_source}\n\n\
-             [data_plane]\nallow_generic = {allow_generic}\nrequire_perfmon = {require_perfmon}\nidle_after = {:?}\n\n",
+             [data_plane]\nallow_generic = {allow_generic}\nrequire_perfmon = {require_perfmon}\nidle_after = {:?}\n",
             path("state"),
             path("bpf/push"),
             path("admin.sock"),
@@ -161,6 +164,10 @@ impl Config {
             self.max_lifetime,
             self.idle_after,
         );
+        if let Some(level) = &self.log_level {
+            let _ = writeln!(text, "log_level = {level:?}");
+        }
+        text.push('\n');
         for nic in &self.nics {
             let role = match nic.role {
                 Role::External => "external",
