@@ -8,6 +8,7 @@ pub mod api;
 mod apps;
 mod devices;
 mod gateway;
+pub mod listing;
 mod policy;
 mod socket;
 #[cfg(test)]
@@ -130,9 +131,16 @@ fn router(controller: Controller, daemon: Daemon) -> Router {
             "/v1/apps/{name}",
             get(apps::show).patch(apps::set_policy).delete(apps::remove),
         )
-        .route("/v1/terminals", get(devices::list_terminals))
-        .route("/v1/terminals/{id}", get(devices::show_terminal))
-        .route("/v1/sessions", get(devices::list_sessions))
+        .route("/v1/terminals", get(listing::terminals))
+        .route(
+            "/v1/terminals/{id}",
+            get(devices::show_terminal).delete(devices::remove_terminal),
+        )
+        .route("/v1/terminals/{id}/suspend", post(devices::suspend))
+        .route("/v1/terminals/{id}/resume", post(devices::resume))
+        .route("/v1/terminals/{id}/refresh", post(devices::ask_for_refresh))
+        .route("/v1/sessions", get(listing::sessions))
+        .route("/v1/sessions/{id}/rotate", post(devices::rotate))
         .route("/v1/sessions/{id}", get(devices::show_session))
         .route("/v1/sessions/{id}/revoke", post(devices::revoke))
         .route(

@@ -9,17 +9,13 @@ mod people;
 mod policy;
 mod trigger;
 
-use crate::admin::api::SetTunnel;
 use crate::config::{self, Config};
-use crate::sessions::records::RegistrationId;
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use commands::{apps, devices, gateway};
 use policy::PolicyOptions;
-use push_common::wire::SessionId;
 use serde::Serialize;
 use serde_json::json;
 use std::io::{self, IsTerminal, Write};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,10 +46,10 @@ enum Command {
     App(App),
     /// Devices that are registered
     #[command(subcommand)]
-    Terminal(Terminal),
+    Terminal(devices::Terminal),
     /// Sessions of applications on devices
     #[command(subcommand)]
-    Session(Session),
+    Session(devices::Session),
     /// Networks whose addresses are their own
     #[command(subcommand)]
     Realm(Realm),
@@ -111,60 +107,6 @@ enum App {
     Remove {
         /// Its name
         name: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum Terminal {
-    /// List terminals
-    List,
-    /// Show one terminal
-    Show {
-        /// Its registration id, 16 hexadecimal digits
-        id: RegistrationId,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum Session {
-    /// List sessions
-    List {
-        /// Also sessions that are over, as far as they are remembered
-        #[arg(long)]
-        all: bool,
-    },
-    /// Show one session
-    Show {
-        /// Its identifier, 16 hexadecimal digits
-        id: SessionId,
-    },
-    /// End a session: its triggers are refused from now on
-    Revoke {
-        /// Its identifier, 16 hexadecimal digits
-        id: SessionId,
-    },
-    /// The tunnel by which the device of a session is reached
-    #[command(subcommand)]
-    Tunnel(Tunnel),
-}
-
-#[derive(Debug, Subcommand)]
-enum Tunnel {
-    /// Reach the device of a session by GTP-U, wherever it moves
-    Set {
-        /// The session, 16 hexadecimal digits
-        id: SessionId,
-        /// The other end; `gtpu.local` in the configuration needs an address of the same IP version
-        #[arg(long, value_name = "ADDR")]
-        peer: IpAddr,
-        /// Tunnel endpoint identifier at the other end, as 4711 or 0x1267
-        #[arg(long, value_name = "N", value_parser = teid)]
-        teid: u32,
-    },
-    /// Reach the device of a session by no tunnel
-    Clear {
-        /// The session, 16 hexadecimal digits
-        id: SessionId,
     },
 }
 
@@ -309,9 +251,8 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
         Command::Stats { all } => client::ask(socket, gateway::stats(all)),
         Command::Realm(Realm::List) => client::ask(socket, gateway::realm_list()),
         Command::App(command) => app(socket, command),
-        Command::Terminal(Terminal::List) => client::ask(socket, devices::terminal_list()),
-        Command::Terminal(Terminal::Show { id }) => client::ask(socket, devices::terminal_show(id)),
-        Command::Session(command) => session(socket, &command),
+        Command::Terminal(command) => command.dispatch(socket),
+        Command::Session(command) => command.dispatch(socket),
         Command::Config(ConfigCommand::Example) => quiet(Config::example().to_owned()),
         Command::Config(ConfigCommand::Check(ConfigFile { config })) => {
             let config = Config::load(&config).map_err(|error| bad_config(&error))?;
@@ -334,31 +275,6 @@ fn app(socket: &Path, command: App) -> Result<Output, Failure> {
         App::Show { name } => client::ask(socket, apps::app_show(&name)),
         App::Set { name, policy } => client::ask(socket, apps::app_set(&name, &policy.change()?)),
         App::Remove { name } => client::ask(socket, apps::app_remove(&name)),
-    }
-}
-
-fn session(socket: &Path, command: &Session) -> Result<Output, Failure> {
-    match *command {
-        Session::List { all } => client::ask(socket, devices::session_list(all)),
-        Session::Show { id } => client::ask(socket, devices::session_show(id)),
-        Session::Revoke { id } => client::ask(socket, devices::session_revoke(id)),
-        Session::Tunnel(Tunnel::Set { id, peer, teid }) => {
-            client::ask(socket, devices::tunnel_set(id, SetTunnel { peer, teid }))
-        }
-        Session::Tunnel(Tunnel::Clear { id }) => client::ask(socket, devices::tunnel_clear(id)),
-    }
-}
-
-/// A number, or its hexadecimal digits after `0x`.
-fn teid(text: &str) -> Result<u32, String> {
-    let number = match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    match number {
-        Ok(0) => Err("0 is no tunnel's".to_owned()),
-        Ok(number) => Ok(number),
-        Err(_) => Err("write for example 4711 or 0x1267".to_owned()),
     }
 }
 

@@ -305,6 +305,46 @@ pub struct SessionRevoked {
     pub id: String,
     /// Always true.
     pub revoked: bool,
+    /// From when this was asked for until the data plane refused its triggers.
+    pub effective_after_us: u64,
+}
+
+/// `POST /v1/sessions/{id}/rotate`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RotateSession {
+    /// The session ends unless its token was rotated in this time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub within_s: Option<u64>,
+}
+
+/// The answer to [`RotateSession`]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SessionRotating {
+    /// The session.
+    pub id: String,
+    /// As asked for.
+    pub within_s: Option<u64>,
+}
+
+/// The answer to `POST /v1/terminals/{id}/suspend`, `…/resume`, `…/refresh`, and to `DELETE /v1/terminals/{id}`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TerminalChanged {
+    /// The registration.
+    pub id: String,
+    /// What it is now: `first_operative`, `suspended`, or `unknown`, which is: it has to register anew.
+    pub state: String,
+    /// Sessions that ended with that.
+    pub sessions_ended: usize,
+}
+
+/// `GET /v1/sessions` and `GET /v1/terminals`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Listing<T> {
+    /// How many there are, on this page and others.
+    pub total: usize,
+    /// Those on this page.
+    pub items: Vec<T>,
 }
 
 /// `GET /v1/stats`

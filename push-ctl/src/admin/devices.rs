@@ -1,50 +1,31 @@
 //! Terminals and sessions.
 
 use super::api::{
-    SessionRevoked, SessionStatus, SetTunnel, TerminalStatus, TunnelSet, TunnelStatus,
+    RotateSession, SessionRevoked, SessionRotating, SessionStatus, SetTunnel, TerminalChanged,
+    TerminalStatus, TunnelSet, TunnelStatus,
 };
 use super::{Answer, Operator, Peer};
 use crate::config::Gtpu;
 use crate::controller::View;
 use crate::dataplane::Tunnel;
 use crate::problem::{Problem, Segment};
-use crate::sessions::records::{OperativeState, RegistrationId, Session, SessionState, Terminal};
-use crate::sessions::{OperatorRefusal, remaining};
+use crate::sessions::records::{
+    OperativeState, RegistrationId, Session, SessionState, Terminal, UnixTime,
+};
+use crate::sessions::{OperatorRefusal, Sessions, remaining};
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{ConnectInfo, RawQuery, State};
+use axum::extract::{ConnectInfo, State};
 use axum::http::StatusCode;
 use push_common::wire::SessionId;
 use std::net::IpAddr;
-
-pub(super) async fn list_terminals(
-    State(operator): State<Operator>,
-) -> Answer<Vec<TerminalStatus>> {
-    let terminals = operator.controller.observe(|view| {
-        let mut all: Vec<_> = view
-            .sessions
-            .terminals()
-            .map(|terminal| terminal_status(&view, terminal))
-            .collect();
-        all.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
-        all
-    });
-    Ok(Json(terminals.await?))
-}
+use std::time::{Duration, Instant};
 
 pub(super) async fn show_terminal(
     State(operator): State<Operator>,
     Segment(id): Segment,
 ) -> Answer<TerminalStatus> {
-    let unknown = || {
-        let detail = "no terminal has this registration id";
-        Problem::new(
-            StatusCode::NOT_FOUND,
-            "unknown-terminal",
-            "No such terminal",
-            detail,
-        )
-    };
+    let unknown = || Problem::from(OperatorRefusal::UnknownTerminal);
     let id: RegistrationId = id.parse().map_err(|_| unknown())?;
     let terminal = operator
         .controller
@@ -55,27 +36,6 @@ pub(super) async fn show_terminal(
         })
         .await?;
     terminal.map(Json).ok_or_else(unknown)
-}
-
-/// All that aren't over; with `?ended` also those that are.
-pub(super) async fn list_sessions(
-    State(operator): State<Operator>,
-    RawQuery(query): RawQuery,
-) -> Answer<Vec<SessionStatus>> {
-    let also_ended = query.as_deref() == Some("ended");
-    let sessions = operator.controller.observe(move |view| {
-        let listed = view
-            .sessions
-            .sessions()
-            .filter(|session| match session.state {
-                SessionState::Requested(_) | SessionState::Authorised(_) => true,
-                SessionState::Ended { .. } => also_ended,
-            });
-        listed
-            .map(|session| session_status(&view, session))
-            .collect()
-    });
-    Ok(Json(sessions.await?))
 }
 
 pub(super) async fn show_session(
@@ -95,6 +55,146 @@ pub(super) async fn show_session(
     session.map(Json).ok_or_else(unknown)
 }
 
+/// Ends or bars a terminal, or takes that back, by `change`.
+async fn change_terminal(
+    operator: &Operator,
+    peer: Peer,
+    action: &'static str,
+    id: &str,
+    change: impl FnOnce(
+        &mut Sessions,
+        UnixTime,
+        RegistrationId,
+    ) -> Result<TerminalChanged, OperatorRefusal>
+    + Send
+    + 'static,
+) -> Answer<TerminalChanged> {
+    let changed = async {
+        let parsed: RegistrationId = id
+            .parse()
+            .map_err(|_| Problem::from(OperatorRefusal::UnknownTerminal))?;
+        let changed = operator
+            .controller
+            .apply(move |sessions, now| change(sessions, now, parsed));
+        Ok(Json(changed.await??))
+    };
+    let changed = changed.await;
+    peer.audit(action, id, &changed);
+    changed
+}
+
+fn changed(id: RegistrationId, state: &str, sessions_ended: usize) -> TerminalChanged {
+    TerminalChanged {
+        id: id.to_string(),
+        state: state.to_owned(),
+        sessions_ended,
+    }
+}
+
+pub(super) async fn suspend(
+    State(operator): State<Operator>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Segment(id): Segment,
+) -> Answer<TerminalChanged> {
+    change_terminal(
+        &operator,
+        peer,
+        "terminal suspend",
+        &id,
+        |sessions, now, id| {
+            let ended = sessions.suspend(now, id)?;
+            Ok(changed(id, "suspended", ended))
+        },
+    )
+    .await
+}
+
+pub(super) async fn resume(
+    State(operator): State<Operator>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Segment(id): Segment,
+) -> Answer<TerminalChanged> {
+    change_terminal(
+        &operator,
+        peer,
+        "terminal resume",
+        &id,
+        |sessions, now, id| {
+            let is_first = sessions.resume(now, id)?;
+            let state = if is_first {
+                "first_operative"
+            } else {
+                "unknown"
+            };
+            Ok(changed(id, state, 0))
+        },
+    )
+    .await
+}
+
+pub(super) async fn remove_terminal(
+    State(operator): State<Operator>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Segment(id): Segment,
+) -> Answer<TerminalChanged> {
+    change_terminal(
+        &operator,
+        peer,
+        "terminal remove",
+        &id,
+        |sessions, now, id| {
+            let ended = sessions.remove_terminal(now, id)?;
+            Ok(changed(id, "unknown", ended))
+        },
+    )
+    .await
+}
+
+pub(super) async fn ask_for_refresh(
+    State(operator): State<Operator>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Segment(id): Segment,
+) -> Answer<TerminalChanged> {
+    change_terminal(
+        &operator,
+        peer,
+        "terminal refresh",
+        &id,
+        |sessions, now, id| {
+            sessions.ask_for_refresh(now, id)?;
+            Ok(changed(id, "first_operative", 0))
+        },
+    )
+    .await
+}
+
+pub(super) async fn rotate(
+    State(operator): State<Operator>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Segment(id): Segment,
+    body: Result<Json<RotateSession>, JsonRejection>,
+) -> Answer<SessionRotating> {
+    let Json(asked) = body?;
+    let RotateSession { within_s } = asked;
+    let rotating = async {
+        let parsed: SessionId = id
+            .parse()
+            .map_err(|_| Problem::from(OperatorRefusal::UnknownSession))?;
+        let within = within_s.map(Duration::from_secs);
+        let asked = operator
+            .controller
+            .apply(move |sessions, now| sessions.rotate(now, parsed, within));
+        asked.await??;
+        Ok(Json(SessionRotating {
+            id: parsed.to_string(),
+            within_s,
+        }))
+    };
+    let rotating = rotating.await;
+    peer.audit_change("session rotate", &id, &asked, &rotating);
+    rotating
+}
+
 pub(super) async fn revoke(
     State(operator): State<Operator>,
     ConnectInfo(peer): ConnectInfo<Peer>,
@@ -104,6 +204,8 @@ pub(super) async fn revoke(
         let parsed: SessionId = id
             .parse()
             .map_err(|_| Problem::from(OperatorRefusal::UnknownSession))?;
+        let asked = Instant::now();
+        // The answer comes once the data plane has it.
         operator
             .controller
             .apply(move |sessions, now| sessions.revoke(now, parsed))
@@ -111,6 +213,7 @@ pub(super) async fn revoke(
         Ok(Json(SessionRevoked {
             id: parsed.to_string(),
             revoked: true,
+            effective_after_us: u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX),
         }))
     };
     let revoked = revoked.await;
@@ -187,7 +290,7 @@ fn tunnel_status(Tunnel { peer, teid }: Tunnel) -> TunnelStatus {
     TunnelStatus { peer, teid }
 }
 
-fn terminal_status(view: &View<'_>, terminal: &Terminal) -> TerminalStatus {
+pub(super) fn terminal_status(view: &View<'_>, terminal: &Terminal) -> TerminalStatus {
     let (state, cause) = match terminal.state {
         OperativeState::First { .. } => ("first_operative", None),
         OperativeState::Second { cause, .. } => ("second_operative", Some(cause.label())),
@@ -208,7 +311,7 @@ fn terminal_status(view: &View<'_>, terminal: &Terminal) -> TerminalStatus {
     }
 }
 
-fn session_status(view: &View<'_>, session: &Session) -> SessionStatus {
+pub(super) fn session_status(view: &View<'_>, session: &Session) -> SessionStatus {
     let (state, cause, token) = match &session.state {
         SessionState::Requested(token) => ("requested", None, Some(token)),
         SessionState::Authorised(tokens) => {

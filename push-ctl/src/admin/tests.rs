@@ -137,7 +137,7 @@ async fn applications_come_and_go() {
 async fn a_session_is_seen_and_revoked() {
     let admin = admin().await;
     let session = authorised(&admin.controller, 1).await.to_string();
-    let mut listed = admin.get("/v1/sessions").await;
+    let mut listed = admin.get("/v1/sessions").await["items"].take();
     let mut shown = admin.get(&format!("/v1/sessions/{session}")).await;
     for answer in [&mut listed[0], &mut shown] {
         // The clock may have passed a second between the two.
@@ -180,7 +180,10 @@ async fn a_session_is_seen_and_revoked() {
         (terminal["state"].as_str(), &terminal["sessions"]),
         (Some("first_operative"), &json!(1))
     );
-    assert_eq!(admin.get("/v1/terminals").await[0]["id"], terminal["id"]);
+    assert_eq!(
+        admin.get("/v1/terminals").await["items"][0]["id"],
+        terminal["id"]
+    );
 
     let revoke = format!("/v1/sessions/{session}/revoke");
     let (status, revoked) = admin.ask(Method::POST, &revoke, None).await;
@@ -193,7 +196,7 @@ async fn a_session_is_seen_and_revoked() {
         (status, problem["detail"].as_str()),
         (410, Some("the session has ended already (revoked)"))
     );
-    assert_eq!(admin.get("/v1/sessions").await, json!([]));
+    assert_eq!(admin.get("/v1/sessions").await["items"], json!([]));
     assert_eq!(admin.get("/v1/sessions?ended").await[0]["cause"], "revoked");
 }
 
@@ -361,6 +364,6 @@ async fn realms_are_counted_also_those_that_are_gone() {
         "name": "gone", "interface": null, "next_hop": [], "listen": [], "terminals": 1, "sessions": 0,
     });
     assert_eq!(realms, json!([meters, gone]));
-    let terminals = admin.get("/v1/terminals").await;
+    let terminals = admin.get("/v1/terminals").await["items"].take();
     assert_eq!(terminals[0]["realm"], "meters");
 }

@@ -1,12 +1,14 @@
 //! Asks the daemon over its socket.
 
+use super::people::amount;
 use super::{Failure, Output};
+use crate::admin::api::Listing;
 use crate::problem::Problem;
 use reqwest::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::error::Error;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -66,6 +68,35 @@ pub(super) fn ask<T: Serialize + DeserializeOwned>(
         question.body,
     ))?;
     Output::new(&answer, (question.people)(&answer))
+}
+
+/// Asks the daemon that listens on `socket` for a page of a list. Programs get an array; that there is
+/// more goes to stderr.
+pub(super) fn ask_for_list<T: Serialize + DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    query: &impl Serialize,
+    people: impl FnOnce(&Listing<T>) -> String,
+) -> Result<Output, Failure> {
+    let query =
+        serde_urlencoded::to_string(query).map_err(|error| Failure::new(error.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| Failure::new(error.to_string()))?;
+    let path = format!("{path}?{query}");
+    let listing: Listing<T> = runtime.block_on(answer(socket, Method::GET, &path, None))?;
+    let (shown, total) = (listing.items.len(), listing.total);
+    if shown < total {
+        // If nobody reads it there is nobody to tell.
+        let _unread = writeln!(
+            io::stderr(),
+            "push-ctl: {} of {} are shown; --limit, --offset and filters choose others",
+            amount(shown as u64),
+            amount(total as u64)
+        );
+    }
+    Output::new(&listing.items, people(&listing))
 }
 
 async fn answer<T: DeserializeOwned>(

@@ -214,7 +214,7 @@ impl Kernel for World {
 
 const DEVICE: Path = Path {
     realm: None,
-    device: std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)),
+    device: IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)),
     gateway: std::net::SocketAddr::V4(std::net::SocketAddrV4::new(
         std::net::Ipv4Addr::new(10, 0, 0, 1),
         5683,

@@ -58,6 +58,11 @@ impl Sessions {
         self.terminals.values().map(|entry| &entry.record)
     }
 
+    /// All registrations, in no order.
+    pub fn terminal_ids(&self) -> impl ExactSizeIterator<Item = RegistrationId> {
+        self.terminals.keys().copied()
+    }
+
     /// The session with this identifier, also if it is over.
     #[must_use]
     pub fn session(&self, id: SessionId) -> Option<&Session> {

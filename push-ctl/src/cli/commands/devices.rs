@@ -2,36 +2,333 @@
 
 use super::none;
 use crate::admin::api::{
-    SessionRevoked, SessionStatus, SetTunnel, TerminalStatus, TunnelSet, TunnelStatus,
+    Listing, RotateSession, SessionRevoked, SessionRotating, SessionStatus, SetTunnel,
+    TerminalChanged, TerminalStatus, TunnelSet, TunnelStatus,
 };
-use crate::cli::client::Question;
-use crate::cli::people::{Table, ago, amount, lifetime, milliseconds};
+use crate::admin::listing::{
+    SessionOrder, SessionQuery, SessionStateFilter, TerminalOrder, TerminalQuery,
+    TerminalStateFilter,
+};
+use crate::cli::client::{Question, ask, ask_for_list};
+use crate::cli::people::{Table, ago, amount, lifetime, milliseconds, plural};
+use crate::cli::{Failure, Output};
 use crate::sessions::records::RegistrationId;
+use clap::{Args, Subcommand};
 use push_common::wire::SessionId;
 use reqwest::Method;
 use serde_json::json;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
 
-pub(in crate::cli) fn terminal_list() -> Question<Vec<TerminalStatus>> {
-    Question::get("/v1/terminals", |terminals: &Vec<TerminalStatus>| {
-        let mut table = Table::new(&[
-            "TERMINAL", "ENDPOINT", "ADDRESS", "REALM", "STATE", "EXPIRES", "SESSIONS",
-        ]);
-        for terminal in terminals {
-            table.row([
-                terminal.id.clone(),
-                terminal.endpoint.clone(),
-                terminal.address.to_string(),
-                terminal.realm.clone().unwrap_or_else(none),
-                state(&terminal.state, terminal.cause.as_ref()),
-                terminal.expires_in_s.map_or_else(none, lifetime),
-                terminal.sessions.to_string(),
-            ]);
-        }
-        table.or_say("No terminals.")
-    })
+/// What can be done about devices.
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Terminal {
+    /// List terminals
+    List(TerminalList),
+    /// Show one terminal
+    Show {
+        /// Its registration id, 16 hexadecimal digits
+        id: RegistrationId,
+    },
+    /// Bar a terminal: its sessions end, and it may not have others until it is resumed
+    Suspend {
+        /// Its registration id, 16 hexadecimal digits
+        id: RegistrationId,
+    },
+    /// Take a suspension back; the device is told
+    Resume {
+        /// Its registration id, 16 hexadecimal digits
+        id: RegistrationId,
+    },
+    /// Forget a terminal: its sessions end; it may register again
+    Remove {
+        /// Its registration id, 16 hexadecimal digits
+        id: RegistrationId,
+    },
+    /// Ask a device to refresh its registration
+    Refresh {
+        /// Its registration id, 16 hexadecimal digits
+        id: RegistrationId,
+    },
 }
 
-pub(in crate::cli) fn terminal_show(id: RegistrationId) -> Question<TerminalStatus> {
+/// Which terminals are listed.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct TerminalList {
+    /// Only those whose endpoint name contains this
+    #[arg(long, value_name = "TEXT")]
+    endpoint: Option<String>,
+    /// Only those of this realm
+    #[arg(long, value_name = "NAME")]
+    realm: Option<String>,
+    /// Only those with this address, or with one of this prefix
+    #[arg(long, value_name = "ADDR[/LEN]")]
+    address: Option<String>,
+    /// Only those in this state
+    #[arg(long)]
+    state: Option<TerminalStateFilter>,
+    /// By what they are sorted [default: endpoint]
+    #[arg(long)]
+    sort: Option<TerminalOrder>,
+    #[command(flatten)]
+    page: Page,
+}
+
+/// Which part of a list is shown.
+#[derive(Args, Debug)]
+struct Page {
+    /// The other way round
+    #[arg(long)]
+    reverse: bool,
+    /// Leave out so many at the beginning
+    #[arg(long, value_name = "N")]
+    offset: Option<usize>,
+    /// Show so many at most [default: 1000]
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+}
+
+/// What can be done about sessions.
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Session {
+    /// List sessions
+    List(SessionList),
+    /// Show one session
+    Show {
+        /// Its identifier, 16 hexadecimal digits
+        id: SessionId,
+    },
+    /// End a session: its triggers are refused from now on
+    Revoke {
+        /// Its identifier, 16 hexadecimal digits
+        id: SessionId,
+    },
+    /// Have the app of a session fetch another token; the one before stays valid for `sessions.rotation_overlap`
+    Rotate {
+        /// Its identifier, 16 hexadecimal digits
+        id: SessionId,
+        /// End the session if that isn't done in this time, as in `10m`
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        within: Option<Duration>,
+    },
+    /// The tunnel by which the device of a session is reached
+    #[command(subcommand)]
+    Tunnel(Tunnel),
+}
+
+/// Which sessions are listed.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct SessionList {
+    /// Also sessions that are over, as far as they are remembered
+    #[arg(long)]
+    all: bool,
+    /// Only those of this application
+    #[arg(long, value_name = "NAME")]
+    app: Option<String>,
+    /// Only those of this terminal: its registration id, or its endpoint name
+    #[arg(long, value_name = "ID|ENDPOINT")]
+    terminal: Option<String>,
+    /// Only those on devices of this realm
+    #[arg(long, value_name = "NAME")]
+    realm: Option<String>,
+    /// Only those on devices with this address, or with one of this prefix
+    #[arg(long, value_name = "ADDR[/LEN]")]
+    address: Option<String>,
+    /// Only those in this state
+    #[arg(long)]
+    state: Option<SessionStateFilter>,
+    /// By what they are sorted [default: slot]
+    #[arg(long)]
+    sort: Option<SessionOrder>,
+    #[command(flatten)]
+    page: Page,
+}
+
+/// What can be done about the tunnel of a session.
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Tunnel {
+    /// Reach the device of a session by GTP-U, wherever it moves
+    Set {
+        /// The session, 16 hexadecimal digits
+        id: SessionId,
+        /// The other end; `gtpu.local` in the configuration needs an address of the same IP version
+        #[arg(long, value_name = "ADDR")]
+        peer: IpAddr,
+        /// Tunnel endpoint identifier at the other end, as 4711 or 0x1267
+        #[arg(long, value_name = "N", value_parser = teid)]
+        teid: u32,
+    },
+    /// Reach the device of a session by no tunnel
+    Clear {
+        /// The session, 16 hexadecimal digits
+        id: SessionId,
+    },
+}
+
+impl Terminal {
+    pub(in crate::cli) fn dispatch(self, socket: &Path) -> Result<Output, Failure> {
+        let post = Method::POST;
+        match self {
+            Self::List(list) => terminal_list(socket, list),
+            Self::Show { id } => ask(socket, terminal_show(id)),
+            Self::Suspend { id } => ask(
+                socket,
+                terminal_change(post, id, "/suspend", |changed| {
+                    let ended = plural(changed.sessions_ended, "session");
+                    format!("Terminal {} is suspended; {ended} ended.\n", changed.id)
+                }),
+            ),
+            Self::Resume { id } => ask(
+                socket,
+                terminal_change(post, id, "/resume", |changed| {
+                    let now = match changed.state.as_str() {
+                        "first_operative" => "may ask for sessions again",
+                        _ => "has to register anew",
+                    };
+                    format!("Terminal {} {now}.\n", changed.id)
+                }),
+            ),
+            Self::Remove { id } => ask(
+                socket,
+                terminal_change(Method::DELETE, id, "", |changed| {
+                    let ended = plural(changed.sessions_ended, "session");
+                    format!("Terminal {} is removed; {ended} ended.\n", changed.id)
+                }),
+            ),
+            Self::Refresh { id } => ask(
+                socket,
+                terminal_change(post, id, "/refresh", |changed| {
+                    format!(
+                        "Terminal {} is asked to refresh its registration.\n",
+                        changed.id
+                    )
+                }),
+            ),
+        }
+    }
+}
+
+impl Session {
+    pub(in crate::cli) fn dispatch(self, socket: &Path) -> Result<Output, Failure> {
+        match self {
+            Self::List(list) => session_list(socket, list),
+            Self::Show { id } => ask(socket, session_show(id)),
+            Self::Revoke { id } => ask(socket, session_revoke(id)),
+            Self::Rotate { id, within } => ask(socket, session_rotate(id, within)),
+            Self::Tunnel(Tunnel::Set { id, peer, teid }) => {
+                ask(socket, tunnel_set(id, SetTunnel { peer, teid }))
+            }
+            Self::Tunnel(Tunnel::Clear { id }) => ask(socket, tunnel_clear(id)),
+        }
+    }
+}
+
+/// A number, or its hexadecimal digits after `0x`.
+fn teid(text: &str) -> Result<u32, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    match number {
+        Ok(0) => Err("0 is no tunnel's".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("write for example 4711 or 0x1267".to_owned()),
+    }
+}
+
+fn terminal_list(socket: &Path, list: TerminalList) -> Result<Output, Failure> {
+    let query = TerminalQuery {
+        endpoint: list.endpoint,
+        realm: list.realm,
+        address: list.address,
+        state: list.state,
+        sort: list.sort,
+        reverse: list.page.reverse,
+        offset: list.page.offset,
+        limit: list.page.limit,
+    };
+    ask_for_list(
+        socket,
+        "/v1/terminals",
+        &query,
+        |listing: &Listing<TerminalStatus>| {
+            let mut table = Table::new(&[
+                "TERMINAL", "ENDPOINT", "ADDRESS", "REALM", "STATE", "EXPIRES", "SESSIONS",
+            ]);
+            for terminal in &listing.items {
+                table.row([
+                    terminal.id.clone(),
+                    terminal.endpoint.clone(),
+                    terminal.address.to_string(),
+                    terminal.realm.clone().unwrap_or_else(none),
+                    state(&terminal.state, terminal.cause.as_ref()),
+                    terminal.expires_in_s.map_or_else(none, lifetime),
+                    terminal.sessions.to_string(),
+                ]);
+            }
+            table.or_say("No terminals.")
+        },
+    )
+}
+
+fn session_list(socket: &Path, list: SessionList) -> Result<Output, Failure> {
+    let query = SessionQuery {
+        app: list.app,
+        terminal: list.terminal,
+        realm: list.realm,
+        address: list.address,
+        state: list.state,
+        ended: list.all,
+        sort: list.sort,
+        reverse: list.page.reverse,
+        offset: list.page.offset,
+        limit: list.page.limit,
+    };
+    ask_for_list(
+        socket,
+        "/v1/sessions",
+        &query,
+        |listing: &Listing<SessionStatus>| {
+            let head = [
+                "SESSION",
+                "APPLICATION",
+                "INSTANCE",
+                "DEVICE",
+                "REALM",
+                "STATE",
+                "EXPIRES",
+                "DELIVERED",
+                "REFUSED",
+                "ACKED",
+                "LAST",
+                "NEXT HOP",
+            ];
+            let mut table = Table::new(&head);
+            for session in &listing.items {
+                table.row([
+                    session.id.clone(),
+                    session.app.clone(),
+                    session.instance.clone(),
+                    session
+                        .device
+                        .map_or_else(none, |device| device.to_string()),
+                    session.realm.clone().unwrap_or_else(none),
+                    state(&session.state, session.cause.as_ref()),
+                    session.expires_in_s.map_or_else(none, lifetime),
+                    amount(session.packets),
+                    amount(session.refused.into()),
+                    amount(session.acknowledged.into()),
+                    session.last_delivered_ago_s.map_or_else(none, ago),
+                    next_hop(session.next_hop.as_deref()),
+                ]);
+            }
+            table.or_say("No sessions.")
+        },
+    )
+}
+
+fn terminal_show(id: RegistrationId) -> Question<TerminalStatus> {
     Question::get(
         format!("/v1/terminals/{id}"),
         |terminal: &TerminalStatus| {
@@ -52,51 +349,7 @@ pub(in crate::cli) fn terminal_show(id: RegistrationId) -> Question<TerminalStat
     )
 }
 
-pub(in crate::cli) fn session_list(all: bool) -> Question<Vec<SessionStatus>> {
-    let path = if all {
-        "/v1/sessions?ended"
-    } else {
-        "/v1/sessions"
-    };
-    Question::get(path, |sessions: &Vec<SessionStatus>| {
-        let head = [
-            "SESSION",
-            "APPLICATION",
-            "INSTANCE",
-            "DEVICE",
-            "REALM",
-            "STATE",
-            "EXPIRES",
-            "DELIVERED",
-            "REFUSED",
-            "ACKED",
-            "LAST",
-            "NEXT HOP",
-        ];
-        let mut table = Table::new(&head);
-        for session in sessions {
-            table.row([
-                session.id.clone(),
-                session.app.clone(),
-                session.instance.clone(),
-                session
-                    .device
-                    .map_or_else(none, |device| device.to_string()),
-                session.realm.clone().unwrap_or_else(none),
-                state(&session.state, session.cause.as_ref()),
-                session.expires_in_s.map_or_else(none, lifetime),
-                amount(session.packets),
-                amount(session.refused.into()),
-                amount(session.acknowledged.into()),
-                session.last_delivered_ago_s.map_or_else(none, ago),
-                next_hop(session.next_hop.as_deref()),
-            ]);
-        }
-        table.or_say("No sessions.")
-    })
-}
-
-pub(in crate::cli) fn session_show(id: SessionId) -> Question<SessionStatus> {
+fn session_show(id: SessionId) -> Question<SessionStatus> {
     Question::get(format!("/v1/sessions/{id}"), |session: &SessionStatus| {
         let mut facts = Table::facts();
         facts.fact("session", &session.id);
@@ -145,16 +398,54 @@ pub(in crate::cli) fn session_show(id: SessionId) -> Question<SessionStatus> {
     })
 }
 
-pub(in crate::cli) fn session_revoke(id: SessionId) -> Question<SessionRevoked> {
+fn session_revoke(id: SessionId) -> Question<SessionRevoked> {
     Question::act(
         Method::POST,
         format!("/v1/sessions/{id}/revoke"),
         None,
-        |revoked: &SessionRevoked| format!("Session {} is revoked.\n", revoked.id),
+        |revoked: &SessionRevoked| {
+            format!(
+                "Session {} is revoked; its triggers were refused after {}.\n",
+                revoked.id,
+                milliseconds(revoked.effective_after_us as f64 / 1e3)
+            )
+        },
     )
 }
 
-pub(in crate::cli) fn tunnel_set(id: SessionId, tunnel: SetTunnel) -> Question<TunnelSet> {
+fn session_rotate(id: SessionId, within: Option<Duration>) -> Question<SessionRotating> {
+    let asked = RotateSession {
+        within_s: within.map(|within| within.as_secs()),
+    };
+    Question::act(
+        Method::POST,
+        format!("/v1/sessions/{id}/rotate"),
+        Some(json!(asked)),
+        |rotating: &SessionRotating| {
+            let consequence = rotating.within_s.map_or_else(String::new, |within_s| {
+                format!(
+                    " If its server hasn't validated that one in {}, the session ends.",
+                    lifetime(within_s)
+                )
+            });
+            format!(
+                "The app of session {} is asked to fetch another token.{consequence}\n",
+                rotating.id
+            )
+        },
+    )
+}
+
+fn terminal_change(
+    method: Method,
+    id: RegistrationId,
+    what: &str,
+    people: fn(&TerminalChanged) -> String,
+) -> Question<TerminalChanged> {
+    Question::act(method, format!("/v1/terminals/{id}{what}"), None, people)
+}
+
+fn tunnel_set(id: SessionId, tunnel: SetTunnel) -> Question<TunnelSet> {
     Question::act(
         Method::PUT,
         format!("/v1/sessions/{id}/tunnel"),
@@ -163,7 +454,7 @@ pub(in crate::cli) fn tunnel_set(id: SessionId, tunnel: SetTunnel) -> Question<T
     )
 }
 
-pub(in crate::cli) fn tunnel_clear(id: SessionId) -> Question<TunnelSet> {
+fn tunnel_clear(id: SessionId) -> Question<TunnelSet> {
     Question::act(
         Method::DELETE,
         format!("/v1/sessions/{id}/tunnel"),
