@@ -15,6 +15,7 @@
 //! | `logging` | what the program logs, with the feature `log` |
 //! | [`coap`] | the internal interface in detail |
 //! | [`command_line`] | the operator's command line against a running daemon |
+//! | [`integrators`] | what those who integrate are given: emulated devices, a sender, a probe |
 //! | [`bad_input`] | what is refused at the start and at the interfaces, and how |
 
 mod attachment;
@@ -25,6 +26,7 @@ mod datagram;
 mod delivery;
 mod framing;
 mod gateway;
+mod integrators;
 mod judged;
 #[cfg(feature = "log")]
 mod logging;

@@ -11,7 +11,7 @@ mod trigger;
 
 use crate::config::{self, Config};
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
-use commands::{apps, devices, gateway};
+use commands::{apps, devices, emulate, gateway};
 use policy::PolicyOptions;
 use serde::Serialize;
 use serde_json::json;
@@ -65,6 +65,9 @@ enum Command {
     /// What an application's server does
     #[command(subcommand)]
     Trigger(Trigger),
+    /// Play a party that push works with, to try things out or to put load on them
+    #[command(subcommand)]
+    Emulate(emulate::Emulate),
     /// Print a script that completes commands in a shell
     Completions {
         /// For which shell
@@ -260,6 +263,7 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
             Output::new(&json!({ "config": config.path, "valid": true }), people)
         }
         Command::Trigger(Trigger::Send(send)) => trigger::send(&send),
+        Command::Emulate(command) => emulate::dispatch(&command, cli.json),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "push-ctl", &mut script);

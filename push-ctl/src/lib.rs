@@ -13,6 +13,7 @@
 //! | [`internal`] | CoAP for devices |
 //! | [`external`] | HTTPS for application servers |
 //! | [`admin`] | HTTP on a unix socket for the operator |
+//! | [`emulate`] | devices, for those who integrate and to put load on all of it |
 //! | [`cli`] | the command line: starts the daemon, or asks it |
 //!
 //! Requests come in by `internal`, `external` and `admin`, which take them apart and put them to the
@@ -24,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod dataplane;
+pub mod emulate;
 pub mod events;
 pub mod external;
 pub mod internal;

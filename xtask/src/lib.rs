@@ -5,7 +5,7 @@
 //! | [`setup`] | everything that building, running and testing needs |
 //! | [`lab`] | a gateway, devices and application servers in network namespaces |
 //! | [`traffic`] | a generator of triggers, and a sink that judges what arrives |
-//! | [`push_client`] | what a device runs: checks triggers, acknowledges them |
+//! | [`push_client`] | how the demo sees what arrives at a device |
 //! | [`clients`] | libcoap's client, curl and the operator, who play the parties |
 //! | [`demo`] | the whole story in a minute, told and checked |
 //! | [`check`] | the tests, and what CI runs |

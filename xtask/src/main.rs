@@ -2,13 +2,12 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use xtask::bench::Suite;
 use xtask::soak::Race;
-use xtask::{bench, check, demo, lab, push_client, setup, soak};
+use xtask::{bench, check, demo, lab, setup, soak};
 
 /// Tasks of the workspace. Each of them first sets up what it needs.
 #[derive(Parser)]
@@ -79,15 +78,6 @@ enum LabTask {
     Down,
     /// What of the lab is there.
     Status,
-    /// A push client, to be run on a device of the lab: shows triggers, and acknowledges those that ask for it.
-    Listen {
-        /// Address and port of the app instance.
-        #[arg(value_name = "ADDR:PORT")]
-        address: SocketAddr,
-        /// File with the token of the session; `-` is stdin.
-        #[arg(long, value_name = "FILE")]
-        token_file: PathBuf,
-    },
 }
 
 fn main() -> ExitCode {
@@ -110,13 +100,6 @@ fn run(task: Task) -> Result<()> {
         Task::Lab {
             task: LabTask::Status,
         } => lab::by_hand::status(),
-        Task::Lab {
-            task:
-                LabTask::Listen {
-                    address,
-                    token_file,
-                },
-        } => push_client::run(address, &token_file),
         Task::Demo { keep } => demo::run(keep),
         Task::Test { arguments } => check::test(&arguments),
         Task::Bench { suites, json } => bench::run(&suites, json.as_deref()),

@@ -1,14 +1,12 @@
-//! A push client, as a device has it: receives the triggers of a session, checks that they are its
-//! server's, and acknowledges those that ask for it.
+//! How the demo sees what arrives at a device whose session was asked for by libcoap's client: it takes the triggers
+//! of one session, checks that they are its server's, and acknowledges them when told to. A whole push client is
+//! `push-ctl emulate device`.
 
 use anyhow::{Context, Result};
 use push_common::tag::TagKey;
-use push_common::token::Token;
 use push_common::wire::{TRIGGER_HEADER_LEN, TriggerHeader};
-use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::path::Path;
 use zerocopy::IntoBytes;
 
 /// More than a trigger can have.
@@ -103,38 +101,5 @@ impl Trigger {
     #[must_use]
     pub fn bytes(&self) -> usize {
         TRIGGER_HEADER_LEN + self.payload.len()
-    }
-}
-
-/// Shows the triggers that arrive at `address`, and acknowledges those that ask for it, until it is
-/// ended. The token is in `token_file`, or comes by stdin if that is `-`.
-///
-/// # Errors
-///
-/// When there is no token, or the address can't be had, or what arrives isn't a trigger of the session.
-pub fn run(address: SocketAddr, token_file: &Path) -> Result<()> {
-    let mut text = String::new();
-    if token_file == Path::new("-") {
-        io::stdin().read_to_string(&mut text)?;
-    } else {
-        text = fs::read_to_string(token_file)
-            .with_context(|| format!("cannot read {}", token_file.display()))?;
-    }
-    let token: Token = text.trim().parse().context("that is no token")?;
-    let socket = UdpSocket::bind(address).with_context(|| format!("cannot bind to {address}"))?;
-    let client = PushClient::new(socket, token.key());
-    loop {
-        let trigger = client.receive()?;
-        let acknowledged = trigger.header.flags.asks_for_acknowledgement();
-        if acknowledged {
-            client.acknowledge(&trigger)?;
-        }
-        println!(
-            "{} bytes from {}: {:?}{}",
-            trigger.bytes(),
-            trigger.source,
-            String::from_utf8_lossy(&trigger.payload),
-            if acknowledged { ", acknowledged" } else { "" }
-        );
     }
 }

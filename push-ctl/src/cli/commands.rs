@@ -2,6 +2,7 @@
 
 pub(super) mod apps;
 pub(super) mod devices;
+pub(super) mod emulate;
 pub(super) mod gateway;
 
 fn none() -> String {

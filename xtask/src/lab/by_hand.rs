@@ -88,7 +88,9 @@ fn print_commands(lab: &Lab, push_ctl: &Path) {
     let log = lab.names.log();
     let log = log.display();
     let ([inside, inside_v6], [outside, outside_v6]) = (GATEWAY_INSIDE, GATEWAY_OUTSIDE);
-    let ([server, _], [phone, phone_v6]) = (APPLICATION, DEVICE);
+    let ([server, _], [phone, _]) = (APPLICATION, DEVICE);
+    let tokens = lab.folder().join("tokens");
+    let tokens = tokens.display();
     println!(
         r#"
 The lab is up: {app} ({server}) -- {gateway} ({outside} | {inside}) -- {device} ({phone}),
@@ -117,10 +119,13 @@ push-ctl session list
 push-ctl session revoke $session_id
 
 # The same in short: a session for "NAMESPACE GATEWAY NAME", and a trigger for it
+validate() {{
+  ip netns exec {app} curl -sS --cacert {certificate} -H "Authorization: Bearer $KEY" --json "{{\"token\": \"$token\"}}" https://{outside}:8443/v1/sessions/$session_id/validate; echo
+}}
 session() {{
   eval "$(ip netns exec $1 coap-client-notls -m post -A 0 "coap://$2/rd?ep=$3&lt=3600")"
   eval "$(ip netns exec $1 coap-client-notls -m post -A 0 "coap://$2/rd/$id/s?app=weather&inst=home&port=6000")"
-  ip netns exec {app} curl -sS --cacert {certificate} -H "Authorization: Bearer $KEY" --json "{{\"token\": \"$token\"}}" https://{outside}:8443/v1/sessions/$session_id/validate; echo
+  validate
 }}
 trigger() {{ echo "$token" | ip netns exec {app} push-ctl trigger send --session $session_id --token-file - "$@"; }}
 
@@ -135,12 +140,15 @@ ip netns exec {meter} timeout 10 tcpdump -eXni met0 -c 1 vlan {CAMERAS_VLAN} & s
 trigger --to {outside}:5050 --payload 'for the camera'; wait
 
 # The server has IPv4, the device IPv6, and a push client that acknowledges
-session {device} '[{inside_v6}]' phone-6; push-ctl app set weather --return-acks
-echo "$token" | ip netns exec {device} timeout 5 xtask lab listen '[{phone_v6}]:6000' --token-file - & sleep 1
-trigger --to {outside}:5050 --payload 'are you there?' --wait-ack 2s; wait
-push-ctl session show $session_id
+push-ctl app set weather --return-acks
+ip netns exec {device} push-ctl emulate device --gateway '[{inside_v6}]:5683' --endpoint phone-6 --app weather --tokens {tokens} --for 10s & sleep 1
+field() {{ sed 's/.*"'$1'":"\([^"]*\)".*/\1/' {tokens}; }}
+session_id=$(field session_id) token=$(field token); validate
+trigger --to {outside}:5050 --payload 'are you there?' --wait-ack 2s
+push-ctl session show $session_id; wait
 
 # What the application may do: one trigger a minute, then none
+session {device} {inside} phone
 push-ctl app set weather --rate 1/m
 for n in 1 2 3; do trigger --to {outside}:5050; sleep 0.1; done
 push-ctl session list

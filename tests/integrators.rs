@@ -1,0 +1,218 @@
+//! What those who integrate are given: emulated devices, by one and by the thousand.
+
+use crate::story::{APP, PUSH_CTL, Story, socket_address};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+use xtask::clients::Granted;
+use xtask::lab::{DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Party};
+use xtask::{child, traffic};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// `push-ctl emulate device`, as it runs.
+pub(crate) struct Emulated {
+    child: Child,
+    lines: Receiver<String>,
+    /// All that it has said.
+    pub(crate) said: String,
+    tokens: PathBuf,
+}
+
+impl Emulated {
+    /// Devices of the story's, by IPv4 (0) or IPv6 (1).
+    pub(crate) fn begin(story: &Story, family: usize, options: &[&str]) -> Self {
+        let tokens = story.lab.folder().join("tokens");
+        let gateway = socket_address(GATEWAY_INSIDE[family], 5683).to_string();
+        let mut command = story.lab.exec_in(Party::Device, PUSH_CTL);
+        command
+            .args(["--json", "emulate", "device", "--gateway", &gateway])
+            .args(["--app", APP, "--tokens"])
+            .arg(&tokens)
+            .args(options);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self {
+            child,
+            lines,
+            said: String::new(),
+            tokens,
+        }
+    }
+
+    /// Waits for it to tell of this.
+    pub(crate) fn wait_for(&mut self, event: &str) -> Value {
+        let begin = Instant::now();
+        loop {
+            let left = LIMIT.saturating_sub(begin.elapsed());
+            let line = self.lines.recv_timeout(left);
+            let line = line.unwrap_or_else(|_| panic!("no {event}: {}", self.said));
+            self.said += &format!("{line}\n");
+            let told: Value = serde_json::from_str(&line).unwrap();
+            if told["event"] == event {
+                return told;
+            }
+        }
+    }
+
+    /// The session it has, once it is told of.
+    pub(crate) fn session(&mut self, story: &Story) -> Granted {
+        self.wait_for("session");
+        let mode = fs::metadata(&self.tokens).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let line = fs::read_to_string(&self.tokens).unwrap();
+        let kept: Value = serde_json::from_str(line.lines().last().unwrap()).unwrap();
+        let (id, token) = (&kept["session_id"], kept["token"].as_str().unwrap());
+        let id = id.as_str().unwrap().to_owned();
+        let clients = story.clients();
+        let request = json!({ "token": token }).to_string();
+        Granted {
+            traffic: traffic::Session {
+                id: id.parse().unwrap(),
+                key: token.parse::<push_common::token::Token>().unwrap().key(),
+                token_generation: 0,
+            },
+            token_file: clients.secret_file(&format!("{id}.token"), token).unwrap(),
+            request_file: clients
+                .secret_file(&format!("{id}.json"), &request)
+                .unwrap(),
+            id,
+        }
+    }
+
+    /// Ctrl-C; what it says then, and whether it went well.
+    pub(crate) fn interrupt(mut self) -> (Value, bool) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGINT).unwrap();
+        let summary = self.wait_for("summary");
+        let succeeded = self.child.wait().unwrap().success();
+        let secrets = fs::read_to_string(&self.tokens).unwrap();
+        assert!(!self.said.contains("ptk_") && secrets.contains("ptk_"));
+        (summary, succeeded)
+    }
+}
+
+impl Drop for Emulated {
+    fn drop(&mut self) {
+        let _ended_already = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+fn run(command: &mut Command) -> (Value, bool) {
+    let output = child::finish(command).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().last().unwrap_or_default();
+    let said = serde_json::from_str(last).unwrap_or_else(|_| panic!("{}", child::said(&output)));
+    (said, output.status.success())
+}
+
+#[test]
+fn an_emulated_device_does_all_that_a_push_client_has_to() {
+    let story = Story::begin("push-emul");
+    let lab = &story.lab;
+    child::output(&mut lab.push_ctl(&["app", "set", APP, "--return-acks"])).unwrap();
+    for family in [0, 1] {
+        let mut device = Emulated::begin(&story, family, &["--lifetime", "4s"]);
+        let registered = device.wait_for("registered");
+        assert_eq!(registered["address"], DEVICE[family]);
+        assert_eq!(registered["lifetime_s"], 4);
+        let session = device.session(&story);
+        let clients = story.clients();
+        clients
+            .authorise(&crate::story::outside(family), &story.app_key, &session)
+            .unwrap();
+        let to = socket_address(GATEWAY_OUTSIDE[family], 5050).to_string();
+        let mut send = clients.send_trigger(Path::new(PUSH_CTL), &to, &session, "wake up");
+        child::output(send.args(["--wait-ack", "10s"])).unwrap();
+        let trigger = device.wait_for("trigger");
+        assert_eq!(trigger["payload_hex"], hex::encode("wake up"));
+        assert_eq!(trigger["acknowledged"], true);
+        // Its registration would be over without.
+        for _ in 0..2 {
+            device.wait_for("refreshed");
+        }
+        let id = registered["registration"].as_str().unwrap();
+        let shown = lab.push_ctl_json(&["terminal", "show", id]).unwrap();
+        assert_eq!(shown["state"], "first_operative");
+
+        let (summary, succeeded) = device.interrupt();
+        assert!(succeeded, "{summary}");
+        let triggers = json!({
+            "received": 1, "verified": 1, "acknowledged": 1, "replayed": 0, "bad": 0,
+        });
+        assert_eq!(
+            (&summary["triggers"], &summary["lost"]),
+            (&triggers, &json!(0))
+        );
+        let shown = lab.push_ctl_json(&["terminal", "show", id]).unwrap();
+        assert_eq!(
+            (&shown["state"], &shown["cause"]),
+            (&json!("second_operative"), &json!("deregistered"))
+        );
+    }
+}
+
+#[test]
+fn what_an_emulated_device_cannot_have_is_said() {
+    let story = Story::begin("push-emul-2");
+    let gateway = socket_address(GATEWAY_INSIDE[0], 5683).to_string();
+    let device = |options: &[&str]| {
+        let mut command = story.lab.exec_in(Party::Device, PUSH_CTL);
+        command.args([
+            "-j",
+            "emulate",
+            "device",
+            "--gateway",
+            &gateway,
+            "--for",
+            "0s",
+        ]);
+        run(command.args(options))
+    };
+    let cases: [(&[&str], &str, &str); 4] = [
+        (
+            &["--from", "10.128.0.0/15"],
+            "can't be at 10.128.0.1",
+            "ip route add local 10.128.0.0/15 dev lo",
+        ),
+        (&["--count", "2"], "address of its own", "--from"),
+        (
+            &["--count", "3", "--from", "10.64.0.2/32"],
+            "10.64.0.2/32 has 1 address",
+            "shorter prefix",
+        ),
+        (
+            &["--app", "nobody"],
+            "1 of 1 device didn't get",
+            "a refusal says why",
+        ),
+    ];
+    for (options, error, hint) in cases {
+        let (said, succeeded) = device(options);
+        let holds = |key: &str, part| said[key].as_str().is_some_and(|text| text.contains(part));
+        assert!(
+            !succeeded && holds("error", error) && holds("hint", hint),
+            "{options:?}: {said}"
+        );
+    }
+}
