@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
+use xtask::bench::control;
 use xtask::clients::Granted;
 use xtask::lab::{DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Party};
 use xtask::{child, traffic};
@@ -215,4 +216,16 @@ fn what_an_emulated_device_cannot_have_is_said() {
             "{options:?}: {said}"
         );
     }
+}
+
+#[test]
+fn two_thousand_devices_register_and_refresh_and_none_is_lost() {
+    const DEVICES: u32 = 2_000;
+    let lab = control::lab_for("push-many", Path::new(PUSH_CTL), DEVICES).unwrap();
+    let summary = control::measure(&lab, Path::new(PUSH_CTL), DEVICES).unwrap();
+    println!("{summary}");
+    let terminals = lab.push_ctl_json(&["terminal", "list"]).unwrap();
+    let first = terminals.as_array().unwrap().iter();
+    let first = first.filter(|terminal| terminal["state"] == "first_operative");
+    assert_eq!(first.count(), 2_000);
 }

@@ -8,6 +8,10 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 
+/// Room for some ten thousand requests of devices, as come at once after an outage; each takes 768 bytes
+/// there, and the kernel doubles what it is asked for. Its default is enough for 277.
+const UDP_BUFFER_BYTES: usize = 4 << 20;
+
 /// An address can't be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -76,6 +80,7 @@ pub fn udp(key: &str, addresses: &[SocketAddr]) -> Result<Vec<UdpSocket>, Listen
     let bind = |&address: &SocketAddr| {
         let socket = UdpSocket::bind(address)
             .and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+        let socket = socket.inspect(make_room);
         socket.map_err(|cause| ListenError::Address {
             key: key.to_owned(),
             protocol: "UDP",
@@ -121,9 +126,19 @@ pub fn udp_by_interface(
         )?;
         bind(socket.as_raw_fd(), &SockaddrStorage::from(address))
             .map_err(|errno| by_address(errno.into()))?;
-        Ok(UdpSocket::from(socket))
+        let socket = UdpSocket::from(socket);
+        make_room(&socket);
+        Ok(socket)
     };
     addresses.iter().map(listen).collect()
+}
+
+/// Has the kernel keep what comes in at once until it is read. Where it gives less room, a burst loses some datagrams,
+/// which their senders repeat.
+fn make_room(socket: &UdpSocket) {
+    if setsockopt(socket, sockopt::RcvBufForce, &UDP_BUFFER_BYTES).is_err() {
+        let _as_much_as_there_may_be = setsockopt(socket, sockopt::RcvBuf, &UDP_BUFFER_BYTES);
+    }
 }
 
 /// TCP listeners for these addresses; `key` is where the configuration has them.

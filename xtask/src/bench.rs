@@ -5,6 +5,8 @@
 //! subtracted, and tells in which rounds something else was going on: [`Quiet`] throws those out,
 //! and refuses to give any figure when too few are left.
 
+pub mod control;
+
 use crate::{child, setup, workspace};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -15,17 +17,20 @@ use std::path::Path;
 /// A round whose floor is more than this many times the best one is thrown out.
 pub const NOISY_FLOOR: f64 = 1.15;
 
-/// Something to measure: a benchmark of push-ctl.
+/// Something to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Suite {
     /// What each way through the XDP program costs, one frame at a time.
     Path,
+    /// How fast 100,000 devices register and refresh, in a lab; figures of one run on this machine.
+    Control,
 }
 
 impl Suite {
     const fn name(self) -> &'static str {
         match self {
             Self::Path => "path",
+            Self::Control => "control",
         }
     }
 }
@@ -51,7 +56,10 @@ pub fn run(suites: &[Suite], json: Option<&Path>) -> Result<()> {
     let mut rows = Vec::new();
     let mut failed = Vec::new();
     for suite in suites {
-        let (of_suite, succeeded) = run_suite(suite.name())?;
+        let (of_suite, succeeded) = match suite {
+            Suite::Path => run_suite(suite.name())?,
+            Suite::Control => (control::run()?, true),
+        };
         rows.extend(of_suite);
         if !succeeded {
             failed.push(suite.name());
@@ -67,7 +75,7 @@ pub fn run(suites: &[Suite], json: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// The rows that a suite has written, and whether it succeeded.
+/// The rows that a benchmark of push-ctl has written, and whether it succeeded.
 fn run_suite(name: &str) -> Result<(Vec<Value>, bool)> {
     let written = workspace::target().join(format!("bench-{name}.json"));
     if written.exists() {
@@ -112,13 +120,15 @@ pub struct Row<'a> {
     pub ratio: Option<f64>,
 }
 
-/// A figure that has been counted, or measured many times.
+/// A figure that has been counted, or measured.
 #[derive(Clone, Copy, Debug)]
 pub enum Figure {
     /// The same each time.
     Counted(u64),
     /// The median is the figure, the quartiles around it are its spread.
     Measured(Quartiles),
+    /// Measured in one long run.
+    Once(f64),
 }
 
 impl Row<'_> {
@@ -130,6 +140,7 @@ impl Row<'_> {
             Some(Figure::Measured(figure)) => {
                 (json!(figure.median), json!([figure.lower, figure.upper]))
             }
+            Some(Figure::Once(figure)) => (json!(figure), Value::Null),
             None => (Value::Null, Value::Null),
         };
         json!({
