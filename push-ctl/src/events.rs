@@ -13,6 +13,7 @@ use push_common::wire::SessionId;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::sync::broadcast;
 
 /// Events that a listener can be behind before it loses some.
@@ -33,6 +34,15 @@ impl Bus {
     pub fn publish(&self, event: Event) {
         // Without a listener there is nobody to tell.
         let _unheard = self.0.send(Arc::new(event));
+    }
+
+    /// Hands something that has just happened to all who listen. Doesn't wait.
+    pub fn publish_now(&self, what: What) {
+        let since_epoch = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let at = UnixTime::from_millis(0).saturating_add(since_epoch);
+        self.publish(Event { at, what });
     }
 
     /// All events from now on.

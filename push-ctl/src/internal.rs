@@ -14,6 +14,7 @@
 //! | `POST /rd/ID?lt=SECONDS` | 2.04 | refreshes; from another address, moves registration and sessions there |
 //! | `DELETE /rd/ID` | 2.02 | deregisters; all sessions end |
 //! | `POST /rd/ID/s` | 2.01, `Location-Path: rd/ID/s/SESSION` | asks for a session, and gets its token, which is shown once |
+//! | `POST /rd/ID/s/SESSION` | 2.01, `Location-Path: rd/ID/s/SESSION` | asks for the next token of a session, which is shown once |
 //! | `DELETE /rd/ID/s/SESSION` | 2.02 | ends a session |
 //!
 //! `ID` and `SESSION` are 16 hexadecimal digits. `ep` is up to 63 bytes. `lt` may be left out: then a new
@@ -27,6 +28,11 @@
 //! payload, the same comes as `?app=…&inst=…&port=…`. The same application and instance again ends the
 //! session before and makes a new one.
 //!
+//! The next token of a session is good as soon as the application's server has validated it; until then, and
+//! for a configured time after (`rotation_overlap`), the one before is, too, so that no trigger is lost. Each has its
+//! `token_generation`, which is in the header of the triggers that are signed with it. To ask once more before the
+//! server has validated it replaces it. A device may do so whenever it likes, and is asked to at times, see below.
+//!
 //! # Answers
 //!
 //! CBOR maps, or, with `Accept: 0`, lines of `key=value`:
@@ -37,7 +43,7 @@
 //! | | 2 | `lifetime_s` | until it expires, unsigned |
 //! | | 3 | `trigger_source` | where triggers come from, text `address:port`; absent if from anywhere |
 //! | | 4 | `max_trigger_bytes` | longest datagram that a trigger can be, unsigned |
-//! | `/rd/ID/s` | 1 | `session_id` | text |
+//! | `/rd/ID/s`, `/rd/ID/s/SESSION` | 1 | `session_id` | text |
 //! | | 2 | `token` | text, `ptk_…` |
 //! | | 3 | `token_generation` | which token of the session it is, unsigned |
 //! | | 4 | `lifetime_s` | until it expires, unless the registration is refreshed, unsigned |
@@ -59,6 +65,33 @@
 //! key. It goes to the address and port that the device registered at, in whatever realm; the port it comes
 //! from doesn't matter. Acknowledge each trigger at most once, after its tag was found right.
 //!
+//! # Requests of the gateway
+//!
+//! The gateway tells devices things of its own accord, by Confirmable requests of its own. They come from
+//! the address and port that the device registered at. What concerns a session goes to the address and port
+//! at which that session receives triggers, and what concerns the registration goes to where it was last
+//! registered or refreshed from: keep that socket open. One socket will do for everything, as no CoAP
+//! message begins like a trigger.
+//!
+//! | request | payload | means |
+//! | --- | --- | --- |
+//! | `DELETE /s/SESSION` | `{1: cause}` | the session is over; forget its token, and stop to wait for triggers |
+//! | `POST /s/SESSION` | `{1: "rotate", 2: within_s}` | fetch the next token (`POST /rd/ID/s/SESSION`) and bring it to the application's server; key 2 is the time for that, after which the session ends; absent if there is no haste |
+//! | | `{1: "renew"}` | ask for the session anew (`POST /rd/ID/s`): its sequence numbers are nearly used up |
+//! | `POST /rd/ID` | `{1: "refresh"}` | refresh the registration now |
+//! | | `{2: lifetime_s, 3: trigger_source, 4: max_trigger_bytes}` | the registration goes by these terms from now on, and is no longer suspended; keys as in the answer to registering |
+//!
+//! Payloads are CBOR (Content-Format 60); ignore keys you don't know. `cause` is one of the words that
+//! [`EndCause::label`](crate::sessions::records::EndCause::label) has.
+//!
+//! Answer 2.02 to a `DELETE`, 2.04 to a `POST`. An empty Acknowledgement or a Reset will do: the gateway waits
+//! for nothing more then. 4.04 or any other error says that the device doesn't know the session, or
+//! can't do what it is asked for; it isn't asked again. What isn't answered is sent up to five times, with the
+//! same message id, after 2 to 3 seconds and then after twice the time before (RFC 7252, 4.2), and given up
+//! after 93 seconds at most. A device that sleeps for longer doesn't miss anything that it can't see when it
+//! wakes up: the refresh of its registration is refused, or its session is unknown. Each destination
+//! gets one request at a time. Don't trust what comes from elsewhere than the gateway: look at the source address.
+//!
 //! # Refusals
 //!
 //! | code | means |
@@ -66,13 +99,14 @@
 //! | 4.00 | a parameter or the payload is wrong; the text says which |
 //! | 4.01 | prove your address, see above |
 //! | 4.02 | an option that must be understood isn't; block-wise transfer is one |
-//! | 4.03 | not registered, or no more: register again. Or: the request, or the `ep`, is from another address than the registration |
+//! | 4.03 | not registered, or no more, maybe as another device has registered from the same address: register again. Or: the request, or the `ep`, is from another address than the registration. Or: suspended by the operator; the gateway's own request says when that is over, by new terms or by asking to refresh |
 //! | 4.04 | no such resource, application, or session |
 //! | 4.05, 4.06, 4.13, 4.15, 5.05 | as RFC 7252 has them; a message has 1,152 bytes at most |
-//! | 5.03 | full, or stopping; ask again after Max-Age |
+//! | 4.29 | the device, or the application, has as many sessions as it may have; ask again after Max-Age (RFC 8516) |
+//! | 5.03 | full, or stopping, or the application's server is out of service; ask again after Max-Age |
 //!
 //! The text of a refusal is for people. What isn't CoAP version 1 is ignored, a Confirmable message that
-//! can't be read is answered by a Reset, and so is an Empty one ("ping").
+//! can't be read is answered by a Reset, and so is an Empty one ("ping"), and a response to nothing.
 //!
 //! A retransmission, that is the same message id from the same address and port within 247 seconds, is
 //! answered as before and not carried out again.
@@ -80,9 +114,13 @@
 mod echo;
 mod exchanges;
 mod message;
+mod notices;
 mod operation;
+mod outbox;
 #[cfg(test)]
 mod tests;
+
+pub use notices::{NoticeCounters, NoticeCounts, Outgoing};
 
 use crate::controller::{Controller, Stopped};
 use crate::random;
@@ -93,7 +131,9 @@ use echo::Echo;
 use exchanges::{Exchange, Exchanges, Seen};
 use message::{Incoming, Reply, Request};
 use minicbor::Encode;
+use notices::{Desk, Outbound};
 use operation::{AnswerFormat, Operation, operation, refusal_of};
+use outbox::Backoff;
 use push_common::token::Token;
 use push_common::wire::{MAX_PAYLOAD_LEN, TRIGGER_HEADER_LEN};
 use std::fmt::Write;
@@ -109,6 +149,9 @@ use tracing::{debug, warn};
 /// Requests of one socket that are carried out at the same time. Others are dropped; devices send them again.
 const UNDER_WAY: usize = 1024;
 
+/// When to ask a gateway again that is stopping.
+const STOPPING: Duration = Duration::from_secs(10);
+
 /// Longest datagram that a trigger can be.
 const MAX_TRIGGER_BYTES: usize = TRIGGER_HEADER_LEN + MAX_PAYLOAD_LEN;
 
@@ -121,7 +164,8 @@ pub struct Listener {
     pub socket: std::net::UdpSocket,
 }
 
-/// Answers devices on these sockets until something goes wrong with one of them.
+/// Answers devices on these sockets, and sends them what is `outgoing`, until something goes wrong with
+/// one of them.
 ///
 /// `keep_source` says whether triggers keep their source address.
 ///
@@ -132,12 +176,31 @@ pub async fn serve(
     listeners: Vec<Listener>,
     controller: Controller,
     keep_source: bool,
+    outgoing: Outgoing,
+) -> io::Result<()> {
+    serve_patiently(
+        listeners,
+        controller,
+        keep_source,
+        outgoing,
+        Backoff::RFC_7252,
+    )
+    .await
+}
+
+async fn serve_patiently(
+    listeners: Vec<Listener>,
+    controller: Controller,
+    keep_source: bool,
+    outgoing: Outgoing,
+    backoff: Backoff,
 ) -> io::Result<()> {
     let echo = Arc::new(Echo::new(random::bytes()));
-    let mut tasks = tokio::task::JoinSet::new();
+    let desk = Arc::new(Desk::new(outgoing.unanswered, outgoing.counters));
+    let mut endpoints = Vec::with_capacity(listeners.len());
     for Listener { realm, socket } in listeners {
         let gateway = socket.local_addr()?;
-        let endpoint = Endpoint {
+        endpoints.push(Arc::new(Endpoint {
             realm,
             socket: UdpSocket::from_std(socket)?,
             gateway,
@@ -148,9 +211,15 @@ pub async fn serve(
             next_message_id: AtomicU16::new(u16::from_ne_bytes(random::bytes())),
             exchanges: Mutex::new(Exchanges::new()),
             free: Arc::new(Semaphore::new(UNDER_WAY)),
-        };
-        tasks.spawn(Arc::new(endpoint).serve());
+            outbound: Outbound::new(backoff, Arc::clone(&desk)),
+        }));
     }
+    let mut tasks = tokio::task::JoinSet::new();
+    for endpoint in &endpoints {
+        tasks.spawn(Arc::clone(endpoint).serve());
+        tasks.spawn(Arc::clone(endpoint).notify());
+    }
+    tasks.spawn(notices::distribute(outgoing.notices, endpoints, desk));
     while let Some(ended) = tasks.join_next().await {
         ended.map_err(io::Error::other)?;
     }
@@ -166,10 +235,11 @@ struct Endpoint {
     controller: Controller,
     echo: Arc<Echo>,
     started: Instant,
-    /// For answers that aren't piggybacked.
+    /// For requests of the gateway's own, and for answers that aren't piggybacked.
     next_message_id: AtomicU16,
     exchanges: Mutex<Exchanges>,
     free: Arc<Semaphore>,
+    outbound: Outbound,
 }
 
 impl Endpoint {
@@ -193,6 +263,7 @@ impl Endpoint {
             Incoming::Rejected(message_id) => {
                 return self.send(&message::reset(message_id), device).await;
             }
+            Incoming::Answer(answer) => return self.hear(&answer, device).await,
             Incoming::Request(request) => request,
         };
         let exchange = (device, request.message_id());
@@ -286,6 +357,14 @@ impl Endpoint {
             Operation::RequestSession { id, request } => {
                 self.request_session(id, path, request, format).await
             }
+            Operation::NewToken { id, session } => {
+                let (token, text) = fresh_token();
+                let granted = self
+                    .controller
+                    .apply(move |sessions, now| sessions.new_token(now, id, &path, session, &token))
+                    .await;
+                granted.map(|granted| granted.map(|grant| session_answer(id, grant, &text, format)))
+            }
             Operation::Release { id, session } => {
                 let released = self
                     .controller
@@ -302,7 +381,7 @@ impl Endpoint {
                 refusal_of(refusal)
             }
             Err(Stopped) => {
-                Reply::refusal(ResponseType::ServiceUnavailable, "stopping").retry_after_s(10)
+                Reply::refusal(ResponseType::ServiceUnavailable, "stopping").retry_after(STOPPING)
             }
         };
         let bytes = self.to_bytes(&reply, request);
@@ -319,8 +398,7 @@ impl Endpoint {
         request: SessionRequest,
         format: AnswerFormat,
     ) -> Result<Result<Reply, DeviceRefusal>, Stopped> {
-        let token = Token::from_bytes(random::bytes());
-        let text = String::from_utf8_lossy(&token.to_text()).into_owned();
+        let (token, text) = fresh_token();
         let generation = random::nonzero_u32();
         let granted = self
             .controller
@@ -328,15 +406,7 @@ impl Endpoint {
                 sessions.request_session(now, id, &path, request, &token, generation)
             })
             .await?;
-        Ok(granted.map(|grant| {
-            let location = [
-                "rd".to_owned(),
-                id.to_string(),
-                "s".to_owned(),
-                grant.id.to_string(),
-            ];
-            session_answer(grant, &text, format).at(location)
-        }))
+        Ok(granted.map(|grant| session_answer(id, grant, &text, format)))
     }
 
     fn configuration(
@@ -348,7 +418,7 @@ impl Endpoint {
         let answer = RegistrationAnswer {
             id: registration.id.to_string(),
             lifetime_s: registration.lifetime.as_secs(),
-            trigger_source: (!self.keep_source).then(|| self.gateway.to_string()),
+            trigger_source: self.trigger_source(),
             max_trigger_bytes: MAX_TRIGGER_BYTES,
         };
         match format {
@@ -364,6 +434,11 @@ impl Endpoint {
                 Reply::new(code).with(ContentFormat::TextPlain, text.into_bytes())
             }
         }
+    }
+
+    /// Where triggers come from, if from one place.
+    fn trigger_source(&self) -> Option<String> {
+        (!self.keep_source).then(|| self.gateway.to_string())
     }
 
     fn challenge(&self, device: SocketAddr) -> Reply {
@@ -393,7 +468,7 @@ impl Endpoint {
 
     async fn send(&self, bytes: &[u8], device: SocketAddr) {
         if let Err(error) = self.socket.send_to(bytes, device).await {
-            debug!(%device, %error, "can't answer");
+            debug!(%device, %error, "can't send");
         }
     }
 }
@@ -424,19 +499,37 @@ struct SessionAnswer<'a> {
     lifetime_s: u64,
 }
 
-fn session_answer(grant: Grant, token: &str, format: AnswerFormat) -> Reply {
+/// A new token, and its text.
+fn fresh_token() -> (Token, String) {
+    let token = Token::from_bytes(random::bytes());
+    let text = String::from_utf8_lossy(&token.to_text()).into_owned();
+    (token, text)
+}
+
+fn session_answer(
+    registration: RegistrationId,
+    grant: Grant,
+    token: &str,
+    format: AnswerFormat,
+) -> Reply {
     let Grant {
         id,
         token_generation,
         lifetime,
     } = grant;
+    let location = [
+        "rd".to_owned(),
+        registration.to_string(),
+        "s".to_owned(),
+        id.to_string(),
+    ];
     let answer = SessionAnswer {
         session_id: id.to_string(),
         token,
         token_generation,
         lifetime_s: lifetime.as_secs(),
     };
-    let created = Reply::new(ResponseType::Created);
+    let created = Reply::new(ResponseType::Created).at(location);
     match format {
         AnswerFormat::Cbor => created.with(ContentFormat::ApplicationCBOR, cbor(&answer)),
         AnswerFormat::Text => {

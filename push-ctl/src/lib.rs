@@ -39,7 +39,7 @@ use anyhow::{Context, Result, bail};
 use config::Config;
 use controller::{Outlets, Places};
 use dataplane::Dataplane;
-use events::Bus;
+use events::{Bus, What};
 use external::TriggerAddresses;
 use listen::ListenError;
 use sessions::records::RealmName;
@@ -78,13 +78,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         warn!("{warning}");
     }
     let (notices, for_devices_unasked) = mpsc::channel(NOTICES_LEN);
+    let events = Bus::default();
     let outlets = Outlets {
         notices,
-        events: Bus::default(),
+        events: events.clone(),
     };
     let (controller, mut ended) =
         controller::start(sessions, store, dataplane, places(&config), outlets)?;
-    drop(for_devices_unasked);
 
     let (stop, stopping) = watch::channel(false);
     let stopped = || {
@@ -94,7 +94,24 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
             let _dropped = stopping.wait_for(|&stop| stop).await;
         }
     };
-    let for_devices = internal::serve(internal, controller.clone(), config.triggers.keep_source);
+    let outgoing = internal::Outgoing {
+        notices: for_devices_unasked,
+        unanswered: Box::new(move |notice| {
+            events.publish_now(What::NoticeUnanswered {
+                to: notice.to,
+                notice: notice.kind.label(),
+                session: notice.kind.session(),
+                terminal: notice.kind.registration(),
+            });
+        }),
+        counters: internal::NoticeCounters::default(),
+    };
+    let for_devices = internal::serve(
+        internal,
+        controller.clone(),
+        config.triggers.keep_source,
+        outgoing,
+    );
     let for_applications = external::serve(
         external,
         tls,

@@ -6,9 +6,13 @@ use coap_lite::option_value::OptionValueU32;
 use coap_lite::{
     CoapOption, ContentFormat, MessageClass, MessageType, Packet, RequestType, ResponseType,
 };
+use std::time::Duration;
 
 /// Longest message that is looked at (RFC 7252, 4.6).
 pub(super) const MAX_MESSAGE_BYTES: usize = 1152;
+
+/// Length of an Empty message.
+const EMPTY_BYTES: usize = 4;
 
 /// Number of the Echo option (RFC 9175, 2.2.1).
 const ECHO: CoapOption = CoapOption::Unknown(252);
@@ -22,6 +26,38 @@ pub(super) enum Incoming {
     Rejected(u16),
     /// A request.
     Request(Request),
+    /// An answer to a request of the gateway's own, or so it says.
+    Answer(Answer),
+}
+
+/// What answers a request, if there was one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The request with this message id has arrived; a response may come later.
+    Acknowledgement(u16),
+    /// The request with this message id makes no sense to the device.
+    Reset(u16),
+    /// A response.
+    Response {
+        delivery: Delivery,
+        /// That of the request if it is piggybacked, else its own.
+        message_id: u16,
+        /// That of the request.
+        token: Vec<u8>,
+        /// Whether its code is of class 2.
+        is_success: bool,
+    },
+}
+
+/// How a response comes (RFC 7252, 5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// On the acknowledgement of the request.
+    Piggybacked,
+    /// By a message that has to be acknowledged.
+    Confirmable,
+    /// By a message that hasn't.
+    NonConfirmable,
 }
 
 /// A well-formed request.
@@ -39,25 +75,56 @@ pub(super) fn read(datagram: &[u8]) -> Incoming {
     if first >> 6 != 1 {
         return Incoming::Ignored;
     }
-    let rejected = match (first >> 4) & 3 {
-        0 => Incoming::Rejected(u16::from_be_bytes([id_high, id_low])),
-        // A Non-confirmable, an Acknowledgement or a Reset that makes no sense is silently ignored.
-        _ => Incoming::Ignored,
+    let message_id = u16::from_be_bytes([id_high, id_low]);
+    let kind = match (first >> 4) & 3 {
+        0 => MessageType::Confirmable,
+        1 => MessageType::NonConfirmable,
+        2 => MessageType::Acknowledgement,
+        _ => MessageType::Reset,
     };
-    if !matches!((first >> 4) & 3, 0 | 1) {
-        return Incoming::Ignored;
+    if code == 0 && datagram.len() == EMPTY_BYTES && first & 0xF == 0 {
+        return match kind {
+            // A "ping".
+            MessageType::Confirmable => Incoming::Rejected(message_id),
+            MessageType::NonConfirmable => Incoming::Ignored,
+            MessageType::Acknowledgement => Incoming::Answer(Answer::Acknowledgement(message_id)),
+            MessageType::Reset => Incoming::Answer(Answer::Reset(message_id)),
+        };
     }
-    // An Empty Confirmable message is a "ping". A code of no request class asks for nothing.
-    if code == 0 || code >> 5 != 0 {
-        return rejected;
+    let packet = Packet::from_bytes(datagram)
+        .ok()
+        .filter(|packet| is_whole(packet, datagram));
+    match (kind, code >> 5, packet) {
+        (MessageType::Confirmable | MessageType::NonConfirmable, 0, Some(packet)) if code != 0 => {
+            Incoming::Request(Request {
+                packet,
+                too_long: datagram.len() > MAX_MESSAGE_BYTES,
+            })
+        }
+        (MessageType::Confirmable, 2 | 4 | 5, Some(packet)) => {
+            response(Delivery::Confirmable, &packet)
+        }
+        (MessageType::NonConfirmable, 2 | 4 | 5, Some(packet)) => {
+            response(Delivery::NonConfirmable, &packet)
+        }
+        (MessageType::Acknowledgement, 2 | 4 | 5, Some(packet)) => {
+            response(Delivery::Piggybacked, &packet)
+        }
+        (MessageType::Confirmable, ..) => Incoming::Rejected(message_id),
+        // What makes no sense and isn't Confirmable is silently ignored.
+        (MessageType::NonConfirmable | MessageType::Acknowledgement | MessageType::Reset, ..) => {
+            Incoming::Ignored
+        }
     }
-    match Packet::from_bytes(datagram) {
-        Ok(packet) if is_whole(&packet, datagram) => Incoming::Request(Request {
-            packet,
-            too_long: datagram.len() > MAX_MESSAGE_BYTES,
-        }),
-        Ok(_) | Err(_) => rejected,
-    }
+}
+
+fn response(delivery: Delivery, packet: &Packet) -> Incoming {
+    Incoming::Answer(Answer::Response {
+        delivery,
+        message_id: packet.header.message_id,
+        token: packet.get_token().to_vec(),
+        is_success: u8::from(packet.header.code) >> 5 == 2,
+    })
 }
 
 /// Whether nothing of the datagram was overlooked, as a payload marker without a payload is.
@@ -68,9 +135,38 @@ fn is_whole(packet: &Packet, datagram: &[u8]) -> bool {
 }
 
 /// A Reset message.
-pub(super) fn reset(message_id: u16) -> [u8; 4] {
+pub(super) fn reset(message_id: u16) -> [u8; EMPTY_BYTES] {
     let [high, low] = message_id.to_be_bytes();
     [0x70, 0, high, low]
+}
+
+/// An Acknowledgement without a response.
+pub(super) fn acknowledgement(message_id: u16) -> [u8; EMPTY_BYTES] {
+    let [high, low] = message_id.to_be_bytes();
+    [0x60, 0, high, low]
+}
+
+/// A Confirmable request of the gateway's own, with a CBOR payload.
+pub(super) fn request(
+    method: RequestType,
+    message_id: u16,
+    token: &[u8],
+    path: &[&str],
+    payload: Vec<u8>,
+) -> Vec<u8> {
+    let mut packet = Packet::new();
+    packet.header.set_type(MessageType::Confirmable);
+    packet.header.code = MessageClass::Request(method);
+    packet.header.message_id = message_id;
+    packet.set_token(token.to_vec());
+    for segment in path {
+        packet.add_option(CoapOption::UriPath, segment.as_bytes().to_vec());
+    }
+    packet.set_content_format(ContentFormat::ApplicationCBOR);
+    packet.payload = payload;
+    packet
+        .to_bytes()
+        .expect("a request is shorter than a message may be")
 }
 
 impl Request {
@@ -233,8 +329,10 @@ impl Reply {
         }
     }
 
-    /// How long to wait before asking again.
-    pub(super) fn retry_after_s(self, seconds: u32) -> Self {
+    /// How long to wait before asking again (RFC 8516 of 4.29, RFC 7252 of 5.03).
+    pub(super) fn retry_after(self, after: Duration) -> Self {
+        // Whole seconds; none that are too early.
+        let seconds = u32::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
         Self {
             max_age_s: Some(seconds),
             ..self
@@ -294,7 +392,9 @@ mod tests {
     fn request(datagram: &[u8]) -> Request {
         match read(datagram) {
             Incoming::Request(request) => request,
-            other @ (Incoming::Ignored | Incoming::Rejected(_)) => panic!("{other:?}"),
+            other @ (Incoming::Ignored | Incoming::Rejected(_) | Incoming::Answer(_)) => {
+                panic!("{other:?}")
+            }
         }
     }
 
@@ -319,9 +419,28 @@ mod tests {
                 Some(0x1234),
             ),
             ("empty non-confirmable", &[0x50, 0x00, 0x12, 0x34], None),
-            ("acknowledgement", &[0x60, 0x00, 0x12, 0x34], None),
-            ("reset", &[0x70, 0x00, 0x12, 0x34], None),
-            ("response", &[0x40, 0x45, 0x12, 0x34], Some(0x1234)),
+            (
+                "acknowledgement with a payload",
+                &[0x60, 0x00, 0x12, 0x34, 0xFF, 1],
+                None,
+            ),
+            ("reset with a token", &[0x71, 0x00, 0x12, 0x34, 1], None),
+            (
+                "request in an acknowledgement",
+                &[0x60, 0x01, 0x12, 0x34],
+                None,
+            ),
+            (
+                "response of class 3",
+                &[0x40, 0x61, 0x12, 0x34],
+                Some(0x1234),
+            ),
+            (
+                "response cut off",
+                &[0x42, 0x45, 0x12, 0x34, 1],
+                Some(0x1234),
+            ),
+            ("response in a reset", &[0x70, 0x45, 0x12, 0x34], None),
             ("reserved class", &[0x40, 0x21, 0x12, 0x34], Some(0x1234)),
             (
                 "token length 9",
@@ -358,6 +477,56 @@ mod tests {
             }
         }
         assert_eq!(reset(0x1234), [0x70, 0, 0x12, 0x34]);
+        assert_eq!(acknowledgement(0x1234), [0x60, 0, 0x12, 0x34]);
+    }
+
+    #[test]
+    fn answers_are_told_apart() {
+        let response = |delivery, is_success| Answer::Response {
+            delivery,
+            message_id: 0x1234,
+            token: vec![0xAA],
+            is_success,
+        };
+        let cases: [(&[u8], Answer); 6] = [
+            (&[0x60, 0x00, 0x12, 0x34], Answer::Acknowledgement(0x1234)),
+            (&[0x70, 0x00, 0x12, 0x34], Answer::Reset(0x1234)),
+            (
+                &[0x61, 0x44, 0x12, 0x34, 0xAA],
+                response(Delivery::Piggybacked, true),
+            ),
+            (
+                &[0x41, 0x44, 0x12, 0x34, 0xAA, 0xFF, b'x'],
+                response(Delivery::Confirmable, true),
+            ),
+            (
+                &[0x51, 0x84, 0x12, 0x34, 0xAA],
+                response(Delivery::NonConfirmable, false),
+            ),
+            (
+                // 5.31, which nobody has defined.
+                &[0x61, 0xBF, 0x12, 0x34, 0xAA],
+                response(Delivery::Piggybacked, false),
+            ),
+        ];
+        for (datagram, expected) in cases {
+            match read(datagram) {
+                Incoming::Answer(answer) => assert_eq!(answer, expected),
+                other @ (Incoming::Ignored | Incoming::Rejected(_) | Incoming::Request(_)) => {
+                    panic!("{other:?}")
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_of_the_gateway_s_own_is_what_it_reads_itself() {
+        let bytes = super::request(RequestType::Delete, 7, &[1, 2], &["s", "ab"], vec![0xA0]);
+        let expected = [
+            0x42, 4, 0, 7, 1, 2, 0xB1, b's', 0x02, b'a', b'b', 0x11, 60, 0xFF, 0xA0,
+        ];
+        assert_eq!(bytes, expected);
+        assert_eq!(request(&bytes).path().unwrap(), ["s", "ab"]);
     }
 
     #[test]

@@ -46,6 +46,13 @@ pub(super) enum Operation {
         /// For whom.
         request: SessionRequest,
     },
+    /// The next token of a session.
+    NewToken {
+        /// The registration.
+        id: RegistrationId,
+        /// The session.
+        session: SessionId,
+    },
     /// The end of a session.
     Release {
         /// The registration.
@@ -139,11 +146,12 @@ pub(super) fn operation(request: &Request) -> Result<(Operation, AnswerFormat), 
                 answer_format(request)?,
             ))
         }
-        (Resource::SessionOf(id, session), Some(RequestType::Delete)) => {
-            let id = registration(id)?;
-            let session = session
-                .parse()
-                .map_err(|_| refusal_of(DeviceRefusal::UnknownSession))?;
+        (Resource::SessionOf(id, of_id), Some(RequestType::Post)) => {
+            let (id, session) = (registration(id)?, session(of_id)?);
+            Ok((Operation::NewToken { id, session }, answer_format(request)?))
+        }
+        (Resource::SessionOf(id, of_id), Some(RequestType::Delete)) => {
+            let (id, session) = (registration(id)?, session(of_id)?);
             Ok((Operation::Release { id, session }, AnswerFormat::Cbor))
         }
         (
@@ -160,24 +168,27 @@ pub(super) fn operation(request: &Request) -> Result<(Operation, AnswerFormat), 
 /// The answer that tells a device why it is refused. [`DeviceRefusal::AddressUnproven`] is not for
 /// this: it takes a challenge.
 pub(super) fn refusal_of(refusal: DeviceRefusal) -> Reply {
-    const RETRY_AFTER_S: u32 = 60;
-    let code = match refusal {
+    const RETRY_AFTER: Duration = Duration::from_mins(1);
+    let (code, retry_after) = match refusal {
         DeviceRefusal::UnknownRegistration
         | DeviceRefusal::SecondState(_)
         | DeviceRefusal::Suspended
         | DeviceRefusal::OtherAddress
-        | DeviceRefusal::EndpointTaken => ResponseType::Forbidden,
-        DeviceRefusal::AddressUnproven => ResponseType::Unauthorized,
-        DeviceRefusal::UnknownApp | DeviceRefusal::UnknownSession => ResponseType::NotFound,
-        DeviceRefusal::QuotaExceeded { .. }
-        | DeviceRefusal::AppUnavailable
-        | DeviceRefusal::TerminalsFull
-        | DeviceRefusal::SlotsFull => {
-            return Reply::refusal(ResponseType::ServiceUnavailable, refusal.to_string())
-                .retry_after_s(RETRY_AFTER_S);
+        | DeviceRefusal::EndpointTaken => (ResponseType::Forbidden, None),
+        DeviceRefusal::AddressUnproven => (ResponseType::Unauthorized, None),
+        DeviceRefusal::UnknownApp | DeviceRefusal::UnknownSession => (ResponseType::NotFound, None),
+        DeviceRefusal::QuotaExceeded { retry_after, .. } => {
+            (ResponseType::TooManyRequests, Some(retry_after))
+        }
+        DeviceRefusal::AppUnavailable | DeviceRefusal::TerminalsFull | DeviceRefusal::SlotsFull => {
+            (ResponseType::ServiceUnavailable, Some(RETRY_AFTER))
         }
     };
-    Reply::refusal(code, refusal.to_string())
+    let reply = Reply::refusal(code, refusal.to_string());
+    match retry_after {
+        Some(after) => reply.retry_after(after),
+        None => reply,
+    }
 }
 
 fn bad(why: impl Display) -> Reply {
@@ -187,6 +198,11 @@ fn bad(why: impl Display) -> Reply {
 fn registration(id: &str) -> Result<RegistrationId, Reply> {
     id.parse()
         .map_err(|_| refusal_of(DeviceRefusal::UnknownRegistration))
+}
+
+fn session(id: &str) -> Result<SessionId, Reply> {
+    id.parse()
+        .map_err(|_| refusal_of(DeviceRefusal::UnknownSession))
 }
 
 fn answer_format(request: &Request) -> Result<AnswerFormat, Reply> {
@@ -258,6 +274,7 @@ fn session_request(request: &Request) -> Result<SessionRequest, Reply> {
 mod tests {
     use super::super::message::{Incoming, read};
     use super::*;
+    use crate::sessions::records::Left;
     use coap_lite::{CoapOption, MessageClass, Packet};
 
     fn message(
@@ -281,7 +298,9 @@ mod tests {
         packet.payload = payload.to_vec();
         match read(&packet.to_bytes_unlimited().unwrap()) {
             Incoming::Request(request) => request,
-            other @ (Incoming::Ignored | Incoming::Rejected(_)) => panic!("{other:?}"),
+            other @ (Incoming::Ignored | Incoming::Rejected(_) | Incoming::Answer(_)) => {
+                panic!("{other:?}")
+            }
         }
     }
 
@@ -349,6 +368,46 @@ mod tests {
         assert!(
             matches!(operation(&delete).unwrap().0, Operation::Release { session, .. } if session.slot() == 1)
         );
+        let path = format!("rd/{ID}/s/deadbeef00000001");
+        let (new_token, format) = operation(&message(post, &path, &[], b"", &[(17, &[])])).unwrap();
+        assert_eq!(format, AnswerFormat::Text);
+        assert!(
+            matches!(new_token, Operation::NewToken { session, .. } if session.slot() == 1),
+            "{new_token:?}"
+        );
+    }
+
+    #[test]
+    fn who_may_ask_again_later_is_told_when() {
+        let quota = DeviceRefusal::QuotaExceeded {
+            what: "sessions_of_terminal",
+            retry_after: Duration::from_millis(1500),
+        };
+        let cases = [
+            (DeviceRefusal::Suspended, ResponseType::Forbidden, None),
+            (
+                DeviceRefusal::SecondState(Left::AddressTaken),
+                ResponseType::Forbidden,
+                None,
+            ),
+            (
+                DeviceRefusal::AppUnavailable,
+                ResponseType::ServiceUnavailable,
+                Some(60),
+            ),
+            (quota, ResponseType::TooManyRequests, Some(2)),
+        ];
+        let request = message(RequestType::Post, "rd", &["ep=a"], b"", &[]);
+        for (refusal, code, max_age_s) in cases {
+            let reply = refusal_of(refusal);
+            let packet = Packet::from_bytes(&reply.to_bytes(&request, 1)).unwrap();
+            assert_eq!(packet.header.code, MessageClass::Response(code));
+            assert_eq!(packet.payload, refusal.to_string().into_bytes());
+            let max_age = packet
+                .get_first_option_as::<coap_lite::option_value::OptionValueU32>(CoapOption::MaxAge)
+                .map(|value| value.unwrap().0);
+            assert_eq!(max_age, max_age_s, "{refusal}");
+        }
     }
 
     #[test]
@@ -380,6 +439,11 @@ mod tests {
                 "method on the core",
                 message(post, ".well-known/core", &[], b"", &[]),
                 ResponseType::MethodNotAllowed,
+            ),
+            (
+                "session",
+                message(post, &format!("{sessions}/xyz"), &[], b"", &[]),
+                ResponseType::NotFound,
             ),
             (
                 "critical option",

@@ -1,8 +1,13 @@
 //! Over loopback, by a client that is nothing but coap-lite.
 
+mod notices;
+
 use super::*;
 use crate::controller::tests::World;
+use crate::sessions::records::EndCause;
+use crate::sessions::{Notice, NoticeKind};
 use coap_lite::{CoapOption, MessageClass, MessageType, Packet, RequestType};
+use tokio::sync::mpsc;
 
 struct Device {
     socket: UdpSocket,
@@ -15,6 +20,9 @@ struct Gateway {
     controller: Controller,
     /// Of no realm, of `meters`, and of `cars`.
     addresses: Vec<SocketAddr>,
+    notices: mpsc::Sender<Notice>,
+    given_up: mpsc::UnboundedReceiver<Notice>,
+    counters: NoticeCounters,
 }
 
 async fn gateway() -> Gateway {
@@ -36,7 +44,25 @@ async fn gateway() -> Gateway {
         .iter()
         .map(|listener| listener.socket.local_addr().unwrap())
         .collect();
-    tokio::spawn(serve(listeners, controller.clone(), false));
+    let (notices, receiver) = mpsc::channel(100);
+    let (unanswered, given_up) = mpsc::unbounded_channel();
+    let counters = NoticeCounters::default();
+    let outgoing = Outgoing {
+        notices: receiver,
+        unanswered: Box::new(move |notice| drop(unanswered.send(notice))),
+        counters: counters.clone(),
+    };
+    let backoff = Backoff {
+        ack_timeout: Duration::from_millis(50),
+        max_retransmit: 4,
+    };
+    tokio::spawn(serve_patiently(
+        listeners,
+        controller.clone(),
+        false,
+        outgoing,
+        backoff,
+    ));
     let app = controller.apply(|sessions, now| {
         sessions.add_app(
             now,
@@ -50,6 +76,9 @@ async fn gateway() -> Gateway {
         world,
         controller,
         addresses,
+        notices,
+        given_up,
+        counters,
     }
 }
 

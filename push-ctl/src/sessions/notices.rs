@@ -51,3 +51,39 @@ pub enum NoticeKind {
         lifetime: Duration,
     },
 }
+
+impl NoticeKind {
+    /// Stable name, in `snake_case`.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Teardown { .. } => "teardown",
+            Self::Rotate { .. } => "rotate",
+            Self::Renew { .. } => "renew",
+            Self::Refresh { .. } => "refresh",
+            Self::Configuration { .. } => "configuration",
+        }
+    }
+
+    /// The session that it is about.
+    #[must_use]
+    pub const fn session(&self) -> Option<SessionId> {
+        match *self {
+            Self::Teardown { session, .. }
+            | Self::Rotate { session, .. }
+            | Self::Renew { session } => Some(session),
+            Self::Refresh { .. } | Self::Configuration { .. } => None,
+        }
+    }
+
+    /// The registration that it is about.
+    #[must_use]
+    pub const fn registration(&self) -> Option<RegistrationId> {
+        match *self {
+            Self::Refresh { registration } | Self::Configuration { registration, .. } => {
+                Some(registration)
+            }
+            Self::Teardown { .. } | Self::Rotate { .. } | Self::Renew { .. } => None,
+        }
+    }
+}
