@@ -4,6 +4,7 @@
 //! fraction of a second, and makes what is missing.
 
 mod apt;
+pub mod coap;
 mod linker;
 mod toolchain;
 
@@ -25,6 +26,7 @@ pub fn run() -> Result<()> {
     apt::programs(&mut apt)?;
     let chosen = toolchain::choose(&mut apt)?;
     linker::ensure(&chosen)?;
+    coap::ensure(&mut apt)?;
     record(&chosen.name)?;
     println!(
         "setup: all there: eBPF toolchain {} (rustc {}, LLVM {}), bpf-linker, programs for lab and tests ({:.1} s)",

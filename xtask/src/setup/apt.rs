@@ -7,11 +7,13 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Programs that lab, demo and tests call, the package of each, and what it is for.
-const PROGRAMS: [(&str, &str, &str); 11] = [
+const PROGRAMS: [(&str, &str, &str); 13] = [
     ("ip", "iproute2", "the lab's namespaces and links"),
     ("ethtool", "ethtool", "offloads of the lab's links"),
     ("nsenter", "util-linux", "the controller in its namespace"),
     ("coap-client-notls", "libcoap3-bin", "the device"),
+    ("node", "nodejs", "another device"),
+    ("npm", "npm", "to get the other device's CoAP client"),
     ("curl", "curl", "the application server"),
     ("tcpdump", "tcpdump", "to see triggers arrive"),
     ("tshark", "tshark", "what a dissector thinks of them"),
