@@ -25,12 +25,12 @@ pub(super) enum Order {
 
 #[test]
 fn of_two_cpus_at_the_same_moment_one_lets_a_sequence_through() {
-    run(Order::InStep, Course::short(600_000));
+    run(Order::InStep, Course::short(1_000_000));
 }
 
 #[test]
 fn two_cpus_let_each_sequence_through_once_in_any_order_within_the_lag() {
-    run(Order::Shuffled, Course::short(600_000));
+    run(Order::Shuffled, Course::short(1_000_000));
 }
 
 /// A course of so many offers.
