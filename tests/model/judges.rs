@@ -274,10 +274,13 @@ fn whatever_is_wrong_is_found_at_its_frame() {
                 if outcome.verdict == Verdict::BadMagic {
                     let length = frame.len() as u64;
                     let counts = &mut model.nics[world::EXT].by_verdict;
-                    counts[Verdict::BadMagic as usize].packets -= 1;
-                    counts[Verdict::BadMagic as usize].bytes -= length;
-                    counts[Verdict::UnknownFlags as usize].packets += 1;
-                    counts[Verdict::UnknownFlags as usize].bytes += length;
+                    // The frame may have come in by another NIC, so there may be nothing to take away.
+                    let count = &mut counts[Verdict::BadMagic as usize];
+                    count.packets = count.packets.saturating_sub(1);
+                    count.bytes = count.bytes.saturating_sub(length);
+                    let count = &mut counts[Verdict::UnknownFlags as usize];
+                    count.packets += 1;
+                    count.bytes += length;
                 }
             },
         ),
