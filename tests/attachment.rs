@@ -1,11 +1,13 @@
 //! How the program gets onto NICs, what survives the process that put it there, and when it refuses.
 
 use crate::gateway::{EXT, Gateway, INT, SLOTS, nics, open, sh, sources};
+use crate::story::wait_until;
 use push_common::maps::LAYOUT_VERSION;
 use push_common::tag::TagKey;
 use push_common::wire::SessionId;
 use push_ctl::dataplane::{Nic, SessionImage, object};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
 fn session(slot: u32) -> SessionImage {
     SessionImage {
@@ -137,10 +139,7 @@ fn a_nic_that_left_the_configuration_is_detached_and_the_others_keep_their_count
         settings.nics.remove(0);
         let dataplane = open(&settings).unwrap();
         // The kernel lets go of a link some time after its last reference has gone.
-        let begin = Instant::now();
-        while seen_by_ip(EXT).is_some() {
-            assert!(begin.elapsed() < Duration::from_secs(20), "still attached");
-        }
+        wait_until("it is detached", || seen_by_ip(EXT).is_none());
         let counters = &dataplane.verdicts().unwrap()[0];
         assert_eq!(counters.name, INT);
         assert_eq!(
@@ -162,10 +161,9 @@ fn a_nic_of_jumbo_frames_takes_the_program_in_native_mode() {
         drop(dataplane);
         let pin_dir = settings.pin_dir.display();
         sh(&format!("rm {pin_dir}/link_*"));
-        let begin = Instant::now();
-        while seen_by_ip(EXT).is_some() || seen_by_ip(INT).is_some() {
-            assert!(begin.elapsed() < Duration::from_secs(20), "still attached");
-        }
+        wait_until("both are detached", || {
+            seen_by_ip(EXT).is_none() && seen_by_ip(INT).is_none()
+        });
         sh(
             "for nic in ext int; do ip link set $nic-peer mtu 9000; ip link set $nic mtu 9000; done",
         );
@@ -256,6 +254,28 @@ fn a_second_process_is_kept_off_the_pins() {
     });
 }
 
+/// The bytes of the pinned record with the layout of the maps, as bpftool writes them.
+fn read_meta(pin_dir: &Path) -> Vec<String> {
+    let dump = sh(&format!(
+        "bpftool -j map dump pinned {}/push_meta",
+        pin_dir.display()
+    ));
+    let record: serde_json::Value = serde_json::from_str(&dump).unwrap();
+    let bytes = record[0]["value"].as_array().unwrap();
+    bytes
+        .iter()
+        .map(|byte| byte.as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn write_meta(pin_dir: &Path, bytes: &[String]) {
+    sh(&format!(
+        "bpftool map update pinned {}/push_meta key 0 0 0 0 value {}",
+        pin_dir.display(),
+        bytes.join(" ")
+    ));
+}
+
 #[test]
 fn pinned_maps_that_do_not_fit_are_refused_and_stay() {
     Gateway::run(|gateway| {
@@ -276,24 +296,10 @@ fn pinned_maps_that_do_not_fit_are_refused_and_stay() {
             "{error}"
         );
 
-        let meta = settings.pin_dir.join("push_meta");
-        let meta = meta.display();
-        let record = sh(&format!("bpftool -j map dump pinned {meta}"));
-        let record: serde_json::Value = serde_json::from_str(&record).unwrap();
-        let mut bytes: Vec<&str> = record[0]["value"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|byte| byte.as_str().unwrap())
-            .collect();
-        let layout = std::mem::replace(&mut bytes[0], "99");
-        let write = |bytes: &[&str]| {
-            sh(&format!(
-                "bpftool map update pinned {meta} key 0 0 0 0 value {}",
-                bytes.join(" ")
-            ))
-        };
-        write(&bytes);
+        let meta = read_meta(&settings.pin_dir);
+        let mut unknown = meta.clone();
+        unknown[0] = "99".to_owned();
+        write_meta(&settings.pin_dir, &unknown);
         let error = open(&settings).err().unwrap().to_string();
         assert!(
             error.contains(&format!(
@@ -303,8 +309,7 @@ fn pinned_maps_that_do_not_fit_are_refused_and_stay() {
         );
         assert_eq!(seen_by_ip(EXT), program);
 
-        bytes[0] = layout;
-        write(&bytes);
+        write_meta(&settings.pin_dir, &meta);
         assert_eq!(open(&settings).unwrap().installed(), [session(1).id]);
     });
 }
@@ -321,12 +326,8 @@ fn maps_that_were_never_finished_are_made_anew() {
         let pin_dir = settings.pin_dir.display();
         // As after a crash between making the maps and attaching: no link, and a layout of 0.
         sh(&format!("rm {pin_dir}/link_*"));
-        let meta = sh(&format!("bpftool -j map dump pinned {pin_dir}/push_meta"));
-        let meta: serde_json::Value = serde_json::from_str(&meta).unwrap();
-        let zeros = vec!["0"; meta[0]["value"].as_array().unwrap().len()].join(" ");
-        sh(&format!(
-            "bpftool map update pinned {pin_dir}/push_meta key 0 0 0 0 value {zeros}"
-        ));
+        let zeros = vec!["0".to_owned(); read_meta(&settings.pin_dir).len()];
+        write_meta(&settings.pin_dir, &zeros);
         let dataplane = open(&settings).unwrap();
         assert!(
             nics(&dataplane)

@@ -31,7 +31,7 @@ mod rows;
 mod traffic;
 mod world;
 
-use datagram::{Datagram, LinkHeader, Rewritten, Way};
+use datagram::{Datagram, LinkHeader, OWN_HOP_LIMIT, Rewritten, Way};
 use gateway::{Gateway, Pending, address, socket};
 use push_common::maps::{
     AckKey, EgressRecord, Hop, NextHopRecord, PolicyRecord, PreviousKey, SessionControl,
@@ -48,9 +48,6 @@ const LONGEST_PAYLOAD: usize = 1200;
 const ACKNOWLEDGEMENT: u8 = 2;
 /// Header and payload of UDP of an acknowledgement.
 const ACK_UDP_LEN: usize = 48;
-/// Of datagrams that the gateway makes itself.
-const FRESH_HOP_LIMIT: u8 = 64;
-const DONT_FRAGMENT: u16 = 0x4000;
 
 /// What became of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -288,15 +285,12 @@ impl Gateway {
         if !policy.has(PolicyRecord::RETURN_ACKS) {
             return Err(Verdict::AckCounted);
         }
-        let (identification, fragment) = match datagram.ipv4 {
-            Some(ipv4) => (ipv4.identification, ipv4.fragment),
-            None => (0, DONT_FRAGMENT),
-        };
+        let (identification, fragment) = datagram.ipv4_fields();
         let way = Way {
             source: SocketAddr::new(pending.gateway, self.trigger_port),
             destination: pending.server,
             class: datagram.class,
-            hop_limit: FRESH_HOP_LIMIT,
+            hop_limit: OWN_HOP_LIMIT,
             identification,
             fragment,
             flow_label: datagram.flow_label,
@@ -520,10 +514,7 @@ fn device_datagram(
     } else {
         policy.dscp << 2 | datagram.class & 3
     };
-    let (identification, fragment) = match datagram.ipv4 {
-        Some(ipv4) => (ipv4.identification, ipv4.fragment),
-        None => (0, DONT_FRAGMENT),
-    };
+    let (identification, fragment) = datagram.ipv4_fields();
     let way = Way {
         source,
         destination,

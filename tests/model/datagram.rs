@@ -7,7 +7,8 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86DD;
 const UDP: u8 = 17;
 const GTPU_PORT: u16 = 2152;
-const TUNNEL_HOP_LIMIT: u8 = 64;
+/// Of datagrams that the gateway makes itself.
+pub(crate) const OWN_HOP_LIMIT: u8 = 64;
 const DONT_FRAGMENT: u16 = 0x4000;
 const MOST_EXTENSIONS: usize = 4;
 /// Bytes of them together that are.
@@ -166,6 +167,14 @@ impl<'a> Datagram<'a> {
             return Err(Verdict::NoUdpChecksum);
         }
         Ok(())
+    }
+
+    /// Identification, and flags and offset, for it to go on with by IPv4.
+    pub(crate) fn ipv4_fields(&self) -> (u16, u16) {
+        match self.ipv4 {
+            Some(ipv4) => (ipv4.identification, ipv4.fragment),
+            None => (0, DONT_FRAGMENT),
+        }
     }
 
     /// What the UDP header says about its length and that of what it carries.
@@ -348,7 +357,7 @@ impl Rewritten {
             source: SocketAddr::new(from, GTPU_PORT),
             destination: SocketAddr::new(to, GTPU_PORT),
             class: self.class,
-            hop_limit: TUNNEL_HOP_LIMIT,
+            hop_limit: OWN_HOP_LIMIT,
             identification: 0,
             fragment: DONT_FRAGMENT,
             flow_label: 0,

@@ -56,42 +56,59 @@ pub(super) fn bursts(mut course: Course) {
         }),
         ..Policy::default()
     };
-    Gateway::run(move |mut gateway| {
-        gateway.dataplane.set_policy(POLICY, &policy).unwrap();
-        let (mut round, mut let_through) = (0, 0);
-        while let Some(count) = course.next(AT_ONCE) {
-            let sessions = fresh(&mut gateway, round);
-            let sessions = &sessions[..count as usize];
-            let before = Ledger::of(&gateway.dataplane);
-            let_through += in_step(&gateway, sessions, OFFERS, |_| Flags::NONE).len();
-            let refused = 2 * OFFERS - u64::from(BURST);
-            for session in sessions {
-                let counters = gateway
-                    .dataplane
-                    .session_counters(session.image.id)
-                    .unwrap();
-                let (packets, times_refused) = (counters.packets, counters.refused.into());
-                assert_eq!(
-                    (packets, times_refused),
-                    (BURST.into(), refused),
-                    "let through, refused"
-                );
-            }
-            let expected = [
-                (Verdict::Redirected, count * u64::from(BURST)),
-                (Verdict::RateExceeded, count * refused),
-            ];
-            before.demand(
-                &gateway.dataplane,
-                Template::new(&sessions[0]).len(),
-                &expected,
+    let round = |gateway: &Gateway, sessions: &[Session]| {
+        let let_through = in_step(gateway, sessions, OFFERS, |_| Flags::NONE).len();
+        let refused = 2 * OFFERS - u64::from(BURST);
+        for session in sessions {
+            let counters = gateway
+                .dataplane
+                .session_counters(session.image.id)
+                .unwrap();
+            let (packets, times_refused) = (counters.packets, counters.refused.into());
+            assert_eq!(
+                (packets, times_refused),
+                (BURST.into(), refused),
+                "let through, refused"
             );
-            round += 1;
         }
+        let count = sessions.len() as u64;
+        let expected = [
+            (Verdict::Redirected, count * u64::from(BURST)),
+            (Verdict::RateExceeded, count * refused),
+        ];
+        (let_through, expected)
+    };
+    Gateway::run(move |mut gateway| {
+        let let_through = rounds(&mut gateway, &mut course, &policy, round);
         course.finish(&format!(
             "{let_through} triggers let through, {BURST} of each: one more = 0"
         ));
     });
+}
+
+/// A course of so many sessions, in rounds of fresh ones. Each round tells how many triggers it got
+/// through, and how often each verdict is due; returns how many got through in all.
+fn rounds(
+    gateway: &mut Gateway,
+    course: &mut Course,
+    policy: &Policy,
+    round: impl Fn(&Gateway, &[Session]) -> (usize, [(Verdict, u64); 2]),
+) -> usize {
+    gateway.dataplane.set_policy(POLICY, policy).unwrap();
+    let mut let_through = 0;
+    for number in 0.. {
+        let Some(count) = course.next(AT_ONCE) else {
+            break;
+        };
+        let sessions = fresh(gateway, number);
+        let sessions = &sessions[..count as usize];
+        let before = Ledger::of(&gateway.dataplane);
+        let (more, expected) = round(gateway, sessions);
+        let length = Template::new(&sessions[0]).len();
+        before.demand(&gateway.dataplane, length, &expected);
+        let_through += more;
+    }
+    let_through
 }
 
 /// Makes offers to each session on both CPUs, both at the same moment; returns sessions and flags of those
@@ -253,36 +270,27 @@ pub(super) fn windows(mut course: Course) {
         coalescing_window: Some(Duration::from_secs(1800)),
         ..Policy::default()
     };
+    let round = |gateway: &Gateway, sessions: &[Session]| {
+        let count = sessions.len() as u64;
+        let key = |step| Flags::NONE.with_collapse_key(step as u8 + 1);
+        let woken = in_step(gateway, sessions, KEYS, key);
+        let mut woken: Vec<_> = woken
+            .iter()
+            .map(|(slot, flags)| (*slot, flags.collapse_key()))
+            .collect();
+        let times = woken.len();
+        woken.sort_unstable();
+        woken.dedup();
+        let all = (KEYS * count) as usize;
+        assert_eq!((times, woken.len()), (all, all), "times, keys of a session");
+        let expected = [
+            (Verdict::Redirected, KEYS * count),
+            (Verdict::Coalesced, KEYS * count),
+        ];
+        (woken.len(), expected)
+    };
     Gateway::run(move |mut gateway| {
-        gateway.dataplane.set_policy(POLICY, &policy).unwrap();
-        let (mut round, mut let_through) = (0, 0);
-        while let Some(count) = course.next(AT_ONCE) {
-            let sessions = fresh(&mut gateway, round);
-            let sessions = &sessions[..count as usize];
-            let before = Ledger::of(&gateway.dataplane);
-            let key = |step| Flags::NONE.with_collapse_key(step as u8 + 1);
-            let woken = in_step(&gateway, sessions, KEYS, key);
-            let mut woken: Vec<_> = woken
-                .iter()
-                .map(|(slot, flags)| (*slot, flags.collapse_key()))
-                .collect();
-            let times = woken.len();
-            woken.sort_unstable();
-            woken.dedup();
-            let all = (KEYS * count) as usize;
-            assert_eq!((times, woken.len()), (all, all), "times, keys of a session");
-            let expected = [
-                (Verdict::Redirected, KEYS * count),
-                (Verdict::Coalesced, KEYS * count),
-            ];
-            before.demand(
-                &gateway.dataplane,
-                Template::new(&sessions[0]).len(),
-                &expected,
-            );
-            let_through += woken.len();
-            round += 1;
-        }
+        let let_through = rounds(&mut gateway, &mut course, &policy, round);
         course.finish(&format!(
             "{let_through} keys, each let through once: twice = 0, lost = 0"
         ));

@@ -272,25 +272,8 @@ fn the_gateways_own_addresses_are_no_devices() {
 
 #[test]
 fn the_same_address_is_another_device_in_each_realm() {
-    let overlapping = "
-        ip addr add 10.0.0.254/24 dev int; ip route add 10.0.0.0/24 dev ext table 20
-        nsenter -t $DEVICES -n ip addr add 10.0.0.1/24 dev int-peer
-        nsenter -t $DEVICES -n ip addr add 10.0.0.1/24 dev ext-peer
-    ";
-    Gateway::run(
-        &[realm("int", &[]), realm("ext", &[])],
-        overlapping,
-        |gateway| {
-            for realm in [0, 1] {
-                let target = Target {
-                    realm: Some(realm),
-                    ..target("10.0.0.1")
-                };
-                gateway.acquire(realm as u32, &target);
-            }
-            gateway.until_all(&[(0, PEER), (1, EXT_PEER)]);
-        },
-    );
+    let networks = "ip addr add 10.0.0.254/24 dev int; ip route add 10.0.0.0/24 dev ext table 20";
+    told_apart(&[realm("int", &[]), realm("ext", &[])], networks);
 }
 
 #[test]
@@ -298,28 +281,32 @@ fn the_same_address_is_another_device_in_each_vrf() {
     if !can_make("name red type vrf table 10") {
         return;
     }
-    let overlapping = "
+    let networks = "
         ip link add name red type vrf table 10; ip link set red up
         ip link add name blue type vrf table 20; ip link set blue up
         ip link set int master red; ip link set ext master blue
         ip addr add 10.0.0.254/24 dev int; ip addr add 10.0.0.254/24 dev ext
+    ";
+    told_apart(&[realm("red", &[]), realm("blue", &[])], networks);
+}
+
+/// There is a device with the same address behind each NIC, that is, in each realm once there are
+/// `networks`; each has a next hop of its own.
+fn told_apart(realms: &[Realm; 2], networks: &str) {
+    let devices = "
         nsenter -t $DEVICES -n ip addr add 10.0.0.1/24 dev int-peer
         nsenter -t $DEVICES -n ip addr add 10.0.0.1/24 dev ext-peer
     ";
-    Gateway::run(
-        &[realm("red", &[]), realm("blue", &[])],
-        overlapping,
-        |gateway| {
-            for realm in [0, 1] {
-                let target = Target {
-                    realm: Some(realm),
-                    ..target("10.0.0.1")
-                };
-                gateway.acquire(realm as u32, &target);
-            }
-            gateway.until_all(&[(0, PEER), (1, EXT_PEER)]);
-        },
-    );
+    Gateway::run(realms, &format!("{networks}{devices}"), |gateway| {
+        for realm in [0, 1] {
+            let target = Target {
+                realm: Some(realm),
+                ..target("10.0.0.1")
+            };
+            gateway.acquire(realm as u32, &target);
+        }
+        gateway.until_all(&[(0, PEER), (1, EXT_PEER)]);
+    });
 }
 
 #[test]
