@@ -16,6 +16,7 @@
 //! | [`coap`] | the internal interface in detail |
 //! | [`command_line`] | the operator's command line against a running daemon |
 //! | [`integrators`] | what those who integrate are given: emulated devices, a sender, a probe |
+//! | [`service`] | the daemon as a service: its unit, its user, its watchdog, its log |
 //! | [`bad_input`] | what is refused at the start and at the interfaces, and how |
 
 mod attachment;
@@ -35,5 +36,6 @@ mod policies;
 mod provisioning;
 mod races;
 mod refusals;
+mod service;
 mod story;
 mod verdicts;

@@ -1,25 +1,29 @@
 //! The command line.
 //!
 //! Data goes to stdout, everything else to stderr: a table or a few lines for people, or with `-j` one
-//! line of JSON, errors too. Exits with 0 if it went well, 1 if not, 2 if the arguments make no sense.
+//! line of JSON, errors too. Exits with 0 if it went well, 1 if not
+//! or if what was looked at isn't in order, 2 if the arguments make no sense.
 
 mod client;
 mod commands;
+mod log;
 mod people;
 mod policy;
 mod trigger;
 
 use crate::config::{self, Config};
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
-use commands::{apps, devices, emulate, gateway};
+use commands::health::StatusOptions;
+use commands::store::Store;
+use commands::{apps, devices, doctor, emulate, gateway, health};
+use log::LogFormat;
 use policy::PolicyOptions;
 use serde::Serialize;
 use serde_json::json;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// Controller and operator's tool of the push gateway.
 #[derive(Debug, Parser)]
@@ -37,10 +41,18 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the controller in the foreground; it logs to stderr (`RUST_LOG` sets how much)
-    Run(ConfigFile),
+    /// Run the controller in the foreground; `RUST_LOG` sets how much it logs
+    Run {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// How to log; what fits where stderr leads to, unless given
+        #[arg(long, env = "PUSH_LOG_FORMAT", value_name = "FORMAT")]
+        log_format: Option<LogFormat>,
+    },
     /// Show how the daemon is doing, and what should be mended
-    Status,
+    Status(StatusOptions),
+    /// Look for what is wrong with this machine, NICs, store and daemon; each finding with its fix
+    Doctor(ConfigFile),
     /// Applications whose servers may validate tokens
     #[command(subcommand)]
     App(App),
@@ -62,6 +74,9 @@ enum Command {
     /// The configuration of the daemon
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// What the daemon keeps, looked at without it
+    #[command(subcommand)]
+    Store(Store),
     /// What an application's server does
     #[command(subcommand)]
     Trigger(Trigger),
@@ -80,6 +95,12 @@ struct ConfigFile {
     /// Configuration file
     #[arg(short, long, env = "PUSH_CONFIG", value_name = "FILE", default_value = config::DEFAULT_PATH)]
     config: PathBuf,
+}
+
+impl ConfigFile {
+    fn is_default(&self) -> bool {
+        self.config == Path::new(config::DEFAULT_PATH)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -138,6 +159,8 @@ struct Output {
     /// If it isn't the same for programs.
     json: Option<String>,
     people: String,
+    /// Whether the command exits with 0: it may find out that something is wrong elsewhere.
+    is_good: bool,
 }
 
 impl Output {
@@ -146,6 +169,7 @@ impl Output {
         Ok(Self {
             json: Some(json),
             people,
+            is_good: true,
         })
     }
 }
@@ -199,10 +223,18 @@ pub fn main() -> ExitCode {
     };
     let as_json = cli.json;
     match dispatch(cli) {
-        Ok(Output {
-            json: Some(json), ..
-        }) if as_json => print(&format!("{json}\n")),
-        Ok(Output { people, .. }) => print(&people),
+        Ok(output) => {
+            let text = match output.json {
+                Some(json) if as_json => format!("{json}\n"),
+                Some(_) | None => output.people,
+            };
+            let printed = print(&text);
+            if output.is_good {
+                printed
+            } else {
+                ExitCode::FAILURE
+            }
+        }
         Err(failure) => {
             failure.report(as_json);
             ExitCode::FAILURE
@@ -246,11 +278,21 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<Output, Failure> {
-    let quiet = |people: String| Ok(Output { json: None, people });
+    let quiet = |people: String| {
+        Ok(Output {
+            json: None,
+            people,
+            is_good: true,
+        })
+    };
     let socket = &cli.socket;
     match cli.command {
-        Command::Run(ConfigFile { config }) => run(&config).and_then(|()| quiet(String::new())),
-        Command::Status => client::ask(socket, gateway::status()),
+        Command::Run { file, log_format } => {
+            run(&file.config, log_format).and_then(|()| quiet(String::new()))
+        }
+        Command::Status(options) => health::status(socket, &options),
+        Command::Doctor(file) => doctor::doctor(socket, &file),
+        Command::Store(command) => command.dispatch(),
         Command::Stats { all } => client::ask(socket, gateway::stats(all)),
         Command::Realm(Realm::List) => client::ask(socket, gateway::realm_list()),
         Command::App(command) => app(socket, command),
@@ -294,18 +336,9 @@ fn bad_config(error: &config::ConfigError) -> Failure {
     Failure::with_hint(error.to_string(), hint)
 }
 
-fn run(path: &Path) -> Result<(), Failure> {
+fn run(path: &Path, log_format: Option<LogFormat>) -> Result<(), Failure> {
     let config = Config::load(path).map_err(|error| bad_config(&error))?;
-    let filter = EnvFilter::builder()
-        .with_default_directive(tracing::Level::INFO.into())
-        .from_env();
-    let filter = filter.map_err(|error| Failure::new(format!("RUST_LOG: {error}")))?;
-    let to_terminal = io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(to_terminal)
-        .init();
+    log::start(log_format)?;
     let failed = |error: &dyn std::fmt::Display| Failure::new(error.to_string());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -12,12 +12,14 @@
 mod attach;
 mod events;
 mod gates;
+mod generic_netlink;
 mod netlink;
 mod next_hops;
 mod pins;
 mod policies;
 mod probe;
 mod settings;
+pub mod survey;
 mod table;
 
 pub use events::Told;
@@ -47,6 +49,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
+use survey::Switch;
 use table::SessionTable;
 
 /// How long after a failure events are waited for again.
@@ -423,29 +426,8 @@ impl Dataplane {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.warnings.clone();
         for nic in self.attached.iter().map(|attached| &attached.nic) {
-            let mut expect = |family: &str, switch: &str, why: &str| {
-                let path = format!("/proc/sys/net/{family}/conf/{}/{switch}", nic.name);
-                // A family that the kernel doesn't have has no switches either.
-                if std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "0") {
-                    let name = nic.name.replace('.', "/");
-                    warnings.push(format!(
-                        "{why}: sysctl -w net.{family}.conf.{name}.{switch}=1"
-                    ));
-                }
-            };
-            if nic.ipv4.is_some() {
-                for switch in ["forwarding", "accept_local"] {
-                    let why = "IPv4 triggers to a device whose next hop isn't known yet get lost";
-                    expect("ipv4", switch, why);
-                }
-            }
-            if nic.ipv6.is_some() {
-                expect(
-                    "ipv6",
-                    "forwarding",
-                    "IPv6 triggers to a device whose next hop isn't known yet get lost",
-                );
-            }
+            let switches = survey::switches(nic).into_iter();
+            warnings.extend(switches.map(|Switch { why, fix }| format!("{why}: {fix}")));
         }
         warnings
     }

@@ -14,6 +14,8 @@
 //! | [`external`] | HTTPS for application servers |
 //! | [`admin`] | HTTP on a unix socket for the operator |
 //! | [`emulate`] | devices, for those who integrate and to put load on all of it |
+//! | [`doctor`] | what push needs of a machine, looked at |
+//! | [`service`] | what the service manager is told |
 //! | [`cli`] | the command line: starts the daemon, or asks it |
 //!
 //! Requests come in by `internal`, `external` and `admin`, which take them apart and put them to the
@@ -25,6 +27,7 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod dataplane;
+pub mod doctor;
 pub mod emulate;
 pub mod events;
 pub mod external;
@@ -32,6 +35,7 @@ pub mod internal;
 pub mod listen;
 pub mod problem;
 pub mod random;
+pub mod service;
 pub mod sessions;
 pub mod store;
 
@@ -124,7 +128,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         store: store_path,
         started: Instant::now(),
     };
-    let for_operators = admin::serve(&socket, controller, daemon, stopped());
+    let for_operators = admin::serve(&socket, controller.clone(), daemon, stopped());
     let servers = async {
         let for_devices = async {
             tokio::select! {
@@ -136,6 +140,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     };
     tokio::pin!(servers);
     info!("push is ready");
+    service::ready();
 
     tokio::select! {
         () = shutdown => info!("stopping; the data plane goes on delivering"),
@@ -147,7 +152,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
             result.context("the controller has stopped")??;
             bail!("the controller has stopped");
         }
+        stopped = service::answer_for(&controller) => bail!(stopped),
     }
+    service::stopping();
+    // The thread of the controller ends when nobody can ask any more.
+    drop(controller);
     stop.send_replace(true);
     if timeout(GRACE, servers).await.is_err() {
         warn!("some requests were not answered in time");

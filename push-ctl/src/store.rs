@@ -21,6 +21,7 @@
 //! | 2 | realms of terminals, policies of applications, tunnels of sessions |
 //! | 3 | ports and suspension of terminals, rotation of tokens, credentials, quotas and monitors of applications |
 
+pub mod inspect;
 mod rehearsal;
 mod rows;
 #[cfg(test)]

@@ -204,7 +204,23 @@ impl Lab {
     ///
     /// When it ends, or isn't ready in time; the error has the end of its log.
     pub fn start(&self) -> Result<()> {
-        let mut command = self.gateway_command(&self.push_ctl);
+        self.start_by(&[])
+    }
+
+    /// The same, with `wrapper` in front of the command line, such as `["setpriv", "--reuid=65534"]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::start`].
+    pub fn start_by(&self, wrapper: &[&str]) -> Result<()> {
+        let mut command = match wrapper {
+            [] => self.gateway_command(&self.push_ctl),
+            [program, arguments @ ..] => {
+                let mut command = self.gateway_command(program);
+                command.args(arguments).arg(&self.push_ctl);
+                command
+            }
+        };
         command.arg("run").arg("--config").arg(self.config_path());
         let daemon = Daemon::start(&mut command, &self.names)?;
         *self.daemon() = Some(daemon);

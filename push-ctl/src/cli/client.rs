@@ -12,7 +12,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
-const TIMEOUT: Duration = Duration::from_secs(35);
+/// Longer than the daemon takes to say that it can't answer in time.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(35);
 
 /// What to ask, and how to tell people the answer.
 pub(super) struct Question<T> {
@@ -57,17 +58,32 @@ pub(super) fn ask<T: Serialize + DeserializeOwned>(
     socket: &Path,
     question: Question<T>,
 ) -> Result<Output, Failure> {
+    let Question {
+        method,
+        path,
+        body,
+        people,
+    } = question;
+    let answer: T = wait_for(answer(socket, method, &path, body, TIMEOUT))?;
+    Output::new(&answer, people(&answer))
+}
+
+/// What the daemon has at `path`, if it says so within `limit`.
+pub(super) fn get<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    limit: Duration,
+) -> Result<T, Failure> {
+    wait_for(answer(socket, Method::GET, path, None, limit))
+}
+
+/// Runs what has to be waited for.
+pub(super) fn wait_for<T>(answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let runtime = runtime.map_err(|error| Failure::new(error.to_string()))?;
-    let answer: T = runtime.block_on(answer(
-        socket,
-        question.method,
-        &question.path,
-        question.body,
-    ))?;
-    Output::new(&answer, (question.people)(&answer))
+    runtime.block_on(answer)
 }
 
 /// Asks the daemon that listens on `socket` for a page of a list. Programs get an array; that there is
@@ -80,12 +96,8 @@ pub(super) fn ask_for_list<T: Serialize + DeserializeOwned>(
 ) -> Result<Output, Failure> {
     let query =
         serde_urlencoded::to_string(query).map_err(|error| Failure::new(error.to_string()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = runtime.map_err(|error| Failure::new(error.to_string()))?;
     let path = format!("{path}?{query}");
-    let listing: Listing<T> = runtime.block_on(answer(socket, Method::GET, &path, None))?;
+    let listing: Listing<T> = wait_for(answer(socket, Method::GET, &path, None, TIMEOUT))?;
     let (shown, total) = (listing.items.len(), listing.total);
     if shown < total {
         // If nobody reads it there is nobody to tell.
@@ -104,11 +116,12 @@ async fn answer<T: DeserializeOwned>(
     method: Method,
     path: &str,
     body: Option<serde_json::Value>,
+    limit: Duration,
 ) -> Result<T, Failure> {
     let unreachable = |error: &reqwest::Error| unreachable(socket, error);
     let client = reqwest::Client::builder()
         .unix_socket(socket)
-        .timeout(TIMEOUT)
+        .timeout(limit)
         .build()
         .map_err(|e| unreachable(&e))?;
     let mut request = client.request(method, format!("http://push{path}"));

@@ -2,8 +2,11 @@
 
 pub(super) mod apps;
 pub(super) mod devices;
+pub(super) mod doctor;
 pub(super) mod emulate;
 pub(super) mod gateway;
+pub(super) mod health;
+pub(super) mod store;
 
 fn none() -> String {
     "-".to_owned()

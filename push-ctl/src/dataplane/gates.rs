@@ -14,26 +14,36 @@ const BPFFS: &str = "/sys/fs/bpf";
 const MINIMUM_KERNEL: (u32, u32) = (5, 18);
 
 /// What a program costs that the verifier guards against speculation, as it does without `CAP_PERFMON`.
-const SLOW: &str =
+pub(super) const SLOW: &str =
     "without it the verifier adds speculation barriers and the program runs about 4 times slower";
 
-/// Checks kernel version and capabilities. Returns what is bad but not fatal.
-pub(super) fn check(require_perfmon: bool) -> Result<Vec<String>> {
-    let release = nix::sys::utsname::uname().context("cannot ask the kernel for its version")?;
-    let release = release.release().to_string_lossy();
+/// The release of this kernel.
+///
+/// # Errors
+///
+/// It can't be asked, or it is too old for the XDP program.
+pub fn kernel() -> Result<String> {
+    let name = nix::sys::utsname::uname().context("cannot ask the kernel for its version")?;
+    let release = name.release().to_string_lossy().into_owned();
     if kernel_version(&release).is_some_and(|version| version < MINIMUM_KERNEL) {
         let (major, minor) = MINIMUM_KERNEL;
         bail!("this kernel is Linux {release}; the XDP program needs {major}.{minor} or later");
     }
+    Ok(release)
+}
+
+/// Checks kernel version and capabilities. Returns what is bad but not fatal.
+pub(super) fn check(require_perfmon: bool) -> Result<Vec<String>> {
+    kernel()?;
     for capability in [Capability::CAP_BPF, Capability::CAP_NET_ADMIN] {
-        if !holds(capability) {
+        if !holds(None, capability) {
             bail!(
                 "{capability} is missing; run as root, or grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON \
                  (systemd: AmbientCapabilities=)"
             );
         }
     }
-    if holds(Capability::CAP_PERFMON) {
+    if holds(None, Capability::CAP_PERFMON) {
         Ok(Vec::new())
     } else if require_perfmon {
         bail!(
@@ -47,14 +57,19 @@ pub(super) fn check(require_perfmon: bool) -> Result<Vec<String>> {
     }
 }
 
+/// Whether this directory is on a bpffs.
+#[must_use]
+pub fn is_on_bpffs(directory: &Path) -> bool {
+    statfs(directory).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
+}
+
 /// Makes `directory`, which has to be on a bpffs; mounts one where it is by convention.
 pub(super) fn make_pin_dir(directory: &Path) -> Result<()> {
     let existing = directory
         .ancestors()
         .find(|path| path.is_dir())
         .unwrap_or(Path::new("/"));
-    let on_bpffs = |path: &Path| statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
-    if !on_bpffs(existing) {
+    if !is_on_bpffs(existing) {
         if directory.starts_with(BPFFS) && Path::new(BPFFS).is_dir() {
             mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700")).with_context(|| {
                 format!("no bpffs is mounted, and this process cannot mount it; as root: mount -t bpf bpf {BPFFS}")
@@ -100,11 +115,12 @@ pub(super) fn explain(error: &io::Error) -> &'static str {
     }
 }
 
-fn holds(capability: Capability) -> bool {
+/// Whether a process, or this one, has this capability.
+pub(super) fn holds(process: Option<i32>, capability: Capability) -> bool {
     // CAP_SYS_ADMIN contains the two that were split from it (Linux 5.8).
     let contained = matches!(capability, Capability::CAP_BPF | Capability::CAP_PERFMON);
     let effective =
-        |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+        |capability| caps::has_cap(process, CapSet::Effective, capability).unwrap_or(false);
     effective(capability) || (contained && effective(Capability::CAP_SYS_ADMIN))
 }
 

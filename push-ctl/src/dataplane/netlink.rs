@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached};
 
 /// The XDP program on a NIC.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,11 @@ pub(super) struct AttachedProgram {
 
 /// The XDP program that is attached to the NIC with this index, if one is.
 pub(super) async fn attached_program(interface: u32) -> Result<Option<AttachedProgram>> {
+    Ok(program_on(&link(interface).await?))
+}
+
+/// The NIC with this index.
+pub(super) async fn link(interface: u32) -> Result<LinkMessage> {
     let (connection, handle, _) =
         rtnetlink::new_connection().context("cannot open a netlink socket")?;
     let connection = tokio::spawn(connection);
@@ -25,16 +30,19 @@ pub(super) async fn attached_program(interface: u32) -> Result<Option<AttachedPr
         .try_next()
         .await;
     connection.abort();
-    let link = answer
+    answer
         .with_context(|| format!("cannot ask the kernel about the NIC with index {interface}"))?
-        .with_context(|| format!("there is no NIC with index {interface}"))?;
-    Ok(link
-        .attributes
+        .with_context(|| format!("there is no NIC with index {interface}"))
+}
+
+/// The XDP program that is attached to this NIC, if one is.
+pub(super) fn program_on(link: &LinkMessage) -> Option<AttachedProgram> {
+    link.attributes
         .iter()
         .find_map(|attribute| match attribute {
             LinkAttribute::Xdp(xdp) => program_of(xdp),
             _ => None,
-        }))
+        })
 }
 
 fn program_of(attributes: &[LinkXdp]) -> Option<AttachedProgram> {

@@ -157,6 +157,7 @@ fn devices(options: &DeviceOptions, as_json: bool) -> Result<Output, Failure> {
     Ok(Output {
         json: None,
         people: String::new(),
+        is_good: true,
     })
 }
 

@@ -6,73 +6,71 @@ use crate::cli::client::Question;
 use crate::cli::people::{Table, amount, lifetime, microseconds, plural};
 use std::fmt::{Display, Write};
 
-pub(in crate::cli) fn status() -> Question<Status> {
-    Question::get("/v1/status", |status: &Status| {
-        let Status {
-            sessions, store, ..
-        } = status;
-        let mut facts = Table::facts();
-        facts.fact(
-            "daemon",
-            format!(
-                "push-ctl {}, pid {}, up {}",
-                status.version,
-                status.pid,
-                lifetime(status.uptime_s)
-            ),
-        );
-        facts.fact("configuration", status.config.display());
-        facts.fact(
-            "store",
-            format!(
-                "{}: {}, {}, {}",
-                store.path.display(),
-                plural(store.terminals, "terminal"),
-                plural(store.sessions, "session"),
-                plural(store.apps, "application"),
-            ),
-        );
-        facts.fact(
-            "sessions",
-            format!(
-                "{} authorised, {} requested, {} slots",
-                sessions.authorised, sessions.requested, sessions.slots
-            ),
-        );
-        facts.fact("devices", list(&status.internal));
-        for realm in &status.realms {
-            let name = format!("devices of {}", realm.name);
-            facts.fact(&name, realm_place(realm));
-        }
-        facts.fact("applications", list(&status.external));
-        let mut nics = Table::new(&["NIC", "INDEX", "ROLE", "MODE", "PROGRAM", "LINK", "SINCE"]);
-        for nic in &status.nics {
-            let role = nic.role.map_or("-", |role| match role {
-                crate::config::Role::External => "external",
-                crate::config::Role::Internal => "internal",
-                crate::config::Role::Both => "both",
-            });
-            nics.row([
-                nic.name.clone(),
-                nic.index.to_string(),
-                role.to_owned(),
-                nic.mode.clone(),
-                nic.program_id.to_string(),
-                nic.link_id.to_string(),
-                if nic.adopted {
-                    "before the daemon"
-                } else {
-                    "the daemon's start"
-                }
-                .to_owned(),
-            ]);
-        }
-        let mut text = format!("{facts}\n{nics}");
-        for warning in &status.warnings {
-            let _infallible = writeln!(text, "\nwarning: {warning}");
-        }
-        text
-    })
+pub(super) fn status_for_people(status: &Status) -> String {
+    let Status {
+        sessions, store, ..
+    } = status;
+    let mut facts = Table::facts();
+    facts.fact(
+        "daemon",
+        format!(
+            "push-ctl {}, pid {}, up {}",
+            status.version,
+            status.pid,
+            lifetime(status.uptime_s)
+        ),
+    );
+    facts.fact("configuration", status.config.display());
+    facts.fact(
+        "store",
+        format!(
+            "{}: {}, {}, {}",
+            store.path.display(),
+            plural(store.terminals, "terminal"),
+            plural(store.sessions, "session"),
+            plural(store.apps, "application"),
+        ),
+    );
+    facts.fact(
+        "sessions",
+        format!(
+            "{} authorised, {} requested, {} slots",
+            sessions.authorised, sessions.requested, sessions.slots
+        ),
+    );
+    facts.fact("devices", list(&status.internal));
+    for realm in &status.realms {
+        let name = format!("devices of {}", realm.name);
+        facts.fact(&name, realm_place(realm));
+    }
+    facts.fact("applications", list(&status.external));
+    let mut nics = Table::new(&["NIC", "INDEX", "ROLE", "MODE", "PROGRAM", "LINK", "SINCE"]);
+    for nic in &status.nics {
+        let role = nic.role.map_or("-", |role| match role {
+            crate::config::Role::External => "external",
+            crate::config::Role::Internal => "internal",
+            crate::config::Role::Both => "both",
+        });
+        nics.row([
+            nic.name.clone(),
+            nic.index.to_string(),
+            role.to_owned(),
+            nic.mode.clone(),
+            nic.program_id.to_string(),
+            nic.link_id.to_string(),
+            if nic.adopted {
+                "before the daemon"
+            } else {
+                "the daemon's start"
+            }
+            .to_owned(),
+        ]);
+    }
+    let mut text = format!("{facts}\n{nics}");
+    for warning in &status.warnings {
+        let _infallible = writeln!(text, "\nwarning: {warning}");
+    }
+    text
 }
 
 pub(in crate::cli) fn realm_list() -> Question<Vec<RealmStatus>> {
