@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use xtask::bench::Suite;
 use xtask::soak::Race;
-use xtask::{bench, check, demo, lab, setup, soak};
+use xtask::{bench, check, demo, dist, lab, setup, soak};
 
 /// Tasks of the workspace. Each of them first sets up what it needs.
 #[derive(Parser)]
@@ -66,6 +66,15 @@ enum Task {
         #[arg(long, value_enum, value_name = "NAME")]
         only: Vec<Race>,
     },
+    /// push-ctl as a Debian package, in target/dist.
+    Dist {
+        /// Install it in a bare Debian, start it there, and remove it: nothing may be left.
+        #[arg(long)]
+        check: bool,
+        /// Build without optimisation: sooner, and for tries only.
+        #[arg(long)]
+        quick: bool,
+    },
     /// What CI runs: format, lints, build, tests, demo.
     Ci,
 }
@@ -105,6 +114,7 @@ fn run(task: Task) -> Result<()> {
         Task::Bench { suites, json } => bench::run(&suites, json.as_deref()),
         Task::Fuzz { time, seed } => check::fuzz(time, seed),
         Task::Soak { time, only } => soak::run(time, &only),
+        Task::Dist { check, quick } => dist::run(check, quick),
         Task::Ci => check::ci(),
     }
 }

@@ -7,10 +7,26 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Programs that lab, demo and tests call, the package of each, and what it is for.
-const PROGRAMS: [(&str, &str, &str); 13] = [
+const PROGRAMS: [(&str, &str, &str); 17] = [
     ("ip", "iproute2", "the lab's namespaces and links"),
     ("ethtool", "ethtool", "offloads of the lab's links"),
     ("nsenter", "util-linux", "the controller in its namespace"),
+    (
+        "setpriv",
+        "util-linux",
+        "the controller as another user, with the capabilities of its unit",
+    ),
+    (
+        "systemd-analyze",
+        "systemd",
+        "what systemd says of the unit",
+    ),
+    ("dpkg-deb", "dpkg", "the package"),
+    (
+        "debootstrap",
+        "debootstrap",
+        "a bare Debian to try the package in",
+    ),
     ("coap-client-notls", "libcoap3-bin", "the device"),
     ("node", "nodejs", "another device"),
     ("npm", "npm", "to get the other device's CoAP client"),
