@@ -16,11 +16,13 @@
 //! | [`coap`] | the internal interface in detail |
 //! | [`command_line`] | the operator's command line against a running daemon |
 //! | [`integrators`] | what those who integrate are given: emulated devices, a sender, a probe |
+//! | [`checkup`] | what an operator looks with when something is wrong |
 //! | [`service`] | the daemon as a service: its unit, its user, its watchdog, its log |
 //! | [`bad_input`] | what is refused at the start and at the interfaces, and how |
 
 mod attachment;
 mod bad_input;
+mod checkup;
 mod coap;
 mod command_line;
 mod datagram;

@@ -1,8 +1,8 @@
 //! The command line.
 //!
 //! Data goes to stdout, everything else to stderr: a table or a few lines for people, or with `-j` one
-//! line of JSON, errors too. Exits with 0 if it went well, 1 if not
-//! or if what was looked at isn't in order, 2 if the arguments make no sense.
+//! line of JSON, errors too. Exits with 0 if it went well, 1 if not or if
+//! what was looked at isn't in order, 2 if the arguments make no sense.
 
 mod client;
 mod commands;
@@ -14,7 +14,9 @@ mod trigger;
 use crate::config::{self, Config};
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use commands::health::StatusOptions;
+use commands::man::Man;
 use commands::store::Store;
+use commands::sysdump::Sysdump;
 use commands::{apps, devices, doctor, emulate, gateway, health};
 use log::LogFormat;
 use policy::PolicyOptions;
@@ -77,6 +79,8 @@ enum Command {
     /// What the daemon keeps, looked at without it
     #[command(subcommand)]
     Store(Store),
+    /// Write everything that helps to find out what is wrong into one file, without secrets or devices
+    Sysdump(Sysdump),
     /// What an application's server does
     #[command(subcommand)]
     Trigger(Trigger),
@@ -88,6 +92,8 @@ enum Command {
         /// For which shell
         shell: clap_complete::Shell,
     },
+    /// Print the manual page of push-ctl, or write one for each command
+    Man(Man),
 }
 
 #[derive(Debug, clap::Args)]
@@ -304,6 +310,8 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
             let people = format!("{} is right.\n", config.path.display());
             Output::new(&json!({ "config": config.path, "valid": true }), people)
         }
+        Command::Sysdump(sysdump) => sysdump.dispatch(socket),
+        Command::Man(man) => man.dispatch(),
         Command::Trigger(Trigger::Send(send)) => trigger::send(&send),
         Command::Emulate(command) => emulate::dispatch(&command, cli.json),
         Command::Completions { shell } => {

@@ -152,7 +152,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
             result.context("the controller has stopped")??;
             bail!("the controller has stopped");
         }
-        stopped = service::answer_for(&controller) => bail!(stopped),
+        never = service::answer_for(&controller) => match never {},
     }
     service::stopping();
     // The thread of the controller ends when nobody can ask any more.

@@ -3,6 +3,7 @@
 
 use crate::controller::{Controller, Stopped, View};
 use sd_notify::NotifyState;
+use std::convert::Infallible;
 use std::env;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
@@ -36,18 +37,20 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
-/// Answers for the controller until it has ended: as long as its thread answers, the watchdog of the service
-/// manager is content, and is told how things are.
-pub async fn answer_for(controller: &Controller) -> Stopped {
+/// Answers for the controller: as long as its thread answers, the watchdog of the service manager is
+/// content, and is told how things are. Never ends.
+pub async fn answer_for(controller: &Controller) -> Infallible {
     if env::var_os("NOTIFY_SOCKET").is_none() {
         return std::future::pending().await;
     }
     // Two of them may get lost.
     let period = sd_notify::watchdog_enabled().map_or(STATUS_EVERY, |limit| limit / 3);
-    beats(controller, period, |status| {
+    let Stopped = beats(controller, period, |status| {
         tell(&[NotifyState::Watchdog, NotifyState::Status(status)]);
     })
-    .await
+    .await;
+    // Why is for others to say.
+    std::future::pending().await
 }
 
 /// Calls `beat` with how things are, each time that the thread of the controller has said so.

@@ -6,7 +6,9 @@ pub(super) mod doctor;
 pub(super) mod emulate;
 pub(super) mod gateway;
 pub(super) mod health;
+pub(super) mod man;
 pub(super) mod store;
+pub(super) mod sysdump;
 
 fn none() -> String {
     "-".to_owned()

@@ -148,6 +148,20 @@ pub async fn nic(name: &str) -> Result<Option<NicSurvey>> {
     }))
 }
 
+/// All NICs, as the kernel tells of them.
+///
+/// # Errors
+///
+/// The kernel can't be asked.
+pub async fn links() -> Result<Vec<String>> {
+    let (connection, handle, _) =
+        rtnetlink::new_connection().context("cannot open a netlink socket")?;
+    let connection = tokio::spawn(connection);
+    let all: Vec<_> = handle.link().get().execute().try_collect().await?;
+    connection.abort();
+    Ok(all.iter().map(|link| format!("{link:?}")).collect())
+}
+
 /// See `Documentation/netlink/specs/netdev.yaml` in the kernel's source.
 fn xdp_features(index: u32) -> Option<XdpFeatures> {
     const DEV_GET: u8 = 1;

@@ -1,10 +1,13 @@
 //! A look into a store that isn't this process's own, and may be in use.
 
+mod rows;
+
+pub use rows::without_credentials;
+
 use super::{FILE_NAME, Image, StoreError, rehearse};
 use crate::config::Config;
 use crate::limits;
 use crate::sessions::Sessions;
-use crate::sessions::records::{OperativeState, SessionState};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::{File, TryLockError};
 use std::io;
@@ -134,153 +137,5 @@ impl Inspected {
         let sessions = self.image.sessions.iter().map(rows::session);
         let apps = self.image.apps.iter().map(rows::app);
         apps.chain(terminals).chain(sessions)
-    }
-}
-
-/// Records as [`Inspected::rows`] has them.
-mod rows {
-    use super::{OperativeState, SessionState};
-    use crate::sessions::records::{
-        App, Availability, Credential, Proof, Session, Terminal, Tokens, UnixTime,
-    };
-    use serde_json::{Value, json};
-
-    pub(super) fn terminal(terminal: &Terminal) -> Value {
-        let Terminal {
-            id,
-            endpoint,
-            path,
-            port,
-            lifetime,
-            state,
-        } = terminal;
-        let state = match *state {
-            OperativeState::First { expires } => {
-                json!({ "name": "first_operative", "expires_at": time(expires) })
-            }
-            OperativeState::Second { since, cause } => {
-                json!({ "name": "second_operative", "since": time(since), "cause": cause.label() })
-            }
-            OperativeState::Suspended { since, expires } => {
-                json!({ "name": "suspended", "since": time(since), "expires_at": time(expires) })
-            }
-        };
-        json!({
-            "record": "terminal",
-            "id": id.to_string(),
-            "endpoint": endpoint.as_str(),
-            "realm": path.realm.as_ref().map(ToString::to_string),
-            "address": path.device,
-            "gateway": path.gateway,
-            "port": port,
-            "lifetime_s": lifetime.as_secs(),
-            "state": state,
-        })
-    }
-
-    pub(super) fn session(session: &Session) -> Value {
-        let Session {
-            id,
-            terminal,
-            app,
-            instance,
-            port,
-            tunnel,
-            state,
-        } = session;
-        let state = match state {
-            SessionState::Requested(token) => {
-                json!({ "name": "requested", "token_generation": token.generation })
-            }
-            SessionState::Authorised(Tokens {
-                current,
-                previous,
-                next,
-                rotate_by,
-            }) => json!({
-                "name": "authorised",
-                "token_generation": current.generation,
-                "previous_valid_until": previous.as_ref().map(|previous| time(previous.until)),
-                "next_token_generation": next.as_ref().map(|next| next.generation),
-                "rotate_by": rotate_by.map(time),
-            }),
-            SessionState::Ended { at, cause } => {
-                json!({ "name": "ended", "at": time(*at), "cause": cause.label() })
-            }
-        };
-        json!({
-            "record": "session",
-            "id": id.to_string(),
-            "slot": id.slot(),
-            "terminal": terminal.to_string(),
-            "app": app.as_str(),
-            "instance": instance.as_str(),
-            "port": port,
-            "tunnel": tunnel.map(|tunnel| json!({ "peer": tunnel.peer, "teid": tunnel.teid })),
-            "state": state,
-        })
-    }
-
-    pub(super) fn app(app: &App) -> Value {
-        let App {
-            name,
-            created,
-            policy_slot,
-            policy,
-            credentials,
-            quotas,
-            monitor,
-            availability,
-        } = app;
-        let credential = |credential: &Credential| {
-            json!({
-                "id": credential.id.to_string(),
-                "kind": match credential.proof {
-                    Proof::ApiKey(_) | Proof::ApiKeySha256(_) => "api_key",
-                    Proof::Certificate(_) => "certificate",
-                },
-                "created_at": time(credential.created),
-                "expires_at": credential.expires.map(time),
-            })
-        };
-        json!({
-            "record": "app",
-            "name": name.as_str(),
-            "created_at": time(*created),
-            "policy_slot": policy_slot,
-            "policy": {
-                "rate": policy.rate.map(|rate| json!({ "interval_ns": rate.interval.as_nanos() as u64, "burst": rate.burst })),
-                "sources": policy.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "max_payload_bytes": policy.max_payload,
-                "dscp": policy.dscp,
-                "coalescing_window_ms": policy.coalescing_window.map(|window| window.as_millis() as u64),
-                "return_acks": policy.return_acks,
-            },
-            "credentials": credentials.iter().map(credential).collect::<Vec<_>>(),
-            "quotas": {
-                "sessions": quotas.sessions,
-                "sessions_per_terminal": quotas.sessions_per_terminal,
-                "validations_per_minute": quotas.validations_per_minute,
-            },
-            "monitor": monitor.as_ref().map(|monitor| json!({
-                "url": monitor.url,
-                "interval_ms": monitor.interval.as_millis() as u64,
-                "unreachable_after_ms": monitor.unreachable_after.as_millis() as u64,
-                "inactive_after_ms": monitor.inactive_after.map(|time| time.as_millis() as u64),
-            })),
-            "failed": match *availability {
-                Availability::Available => None,
-                Availability::Failed { since, cause } => {
-                    Some(json!({ "since": time(since), "cause": cause.label() }))
-                }
-            },
-        })
-    }
-
-    /// RFC 3339.
-    fn time(time: UnixTime) -> String {
-        let millis = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
-        jiff::Timestamp::from_millisecond(millis)
-            .map_or_else(|_| "never".to_owned(), |time| time.to_string())
     }
 }

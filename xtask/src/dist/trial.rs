@@ -27,8 +27,16 @@ const NOTES: [&str; 4] = ["var/lib/dpkg", "var/log", "var/cache", "etc/ld.so.cac
 
 /// Files that useradd and userdel write, and their backups.
 const USERS: [&str; 10] = [
-    "etc/passwd", "etc/passwd-", "etc/group", "etc/group-", "etc/shadow", "etc/shadow-", "etc/gshadow",
-    "etc/gshadow-", "etc/subuid-", "etc/subgid-",
+    "etc/passwd",
+    "etc/passwd-",
+    "etc/group",
+    "etc/group-",
+    "etc/shadow",
+    "etc/shadow-",
+    "etc/gshadow",
+    "etc/gshadow-",
+    "etc/subuid-",
+    "etc/subgid-",
 ];
 
 /// The capabilities that the unit names, as setpriv takes them.
@@ -51,12 +59,27 @@ pub(super) fn run(package: &Path) -> Result<()> {
     println!("dist: starts as user push, is ready, and stops");
 
     root.run(&["dpkg", "--remove", "push"])?;
-    ensure!(!root.path("usr/bin/push-ctl").exists(), "push-ctl is still there");
-    ensure!(!root.path("sys/fs/bpf/push").exists(), "the pins are still there");
-    ensure!(root.path("var/lib/push/push.redb").exists(), "the store has gone with the package");
-    ensure!(root.path("etc/push/push.toml").exists(), "the configuration has gone with the package");
+    ensure!(
+        !root.path("usr/bin/push-ctl").exists(),
+        "push-ctl is still there"
+    );
+    ensure!(
+        !root.path("sys/fs/bpf/push").exists(),
+        "the pins are still there"
+    );
+    ensure!(
+        root.path("var/lib/push/push.redb").exists(),
+        "the store has gone with the package"
+    );
+    ensure!(
+        root.path("etc/push/push.toml").exists(),
+        "the configuration has gone with the package"
+    );
     root.run(&["dpkg", "--purge", "push"])?;
-    ensure!(root.run(&["getent", "passwd", "push"]).is_err(), "the user is still there");
+    ensure!(
+        root.run(&["getent", "passwd", "push"]).is_err(),
+        "the user is still there"
+    );
     let after = root.files()?;
     let left: Vec<_> = after.difference(&before).collect();
     ensure!(left.is_empty(), "left behind: {left:?}");
@@ -104,15 +127,32 @@ fn starts(root: &Root) -> Result<()> {
     fs::write(root.path("etc/push/push.toml"), config)?;
     root.run(&["chown", "root:push", "/etc/push/push.toml"])?;
     // What systemd would have made: RuntimeDirectory, StateDirectory, and the pin directory.
-    for (folder, mode) in [("/run/push", "0750"), ("/var/lib/push", "0700"), ("/sys/fs/bpf/push", "0700")] {
-        root.run(&["install", "-d", "-o", "push", "-g", "push", "-m", mode, folder])?;
+    for (folder, mode) in [
+        ("/run/push", "0750"),
+        ("/var/lib/push", "0700"),
+        ("/sys/fs/bpf/push", "0700"),
+    ] {
+        root.run(&[
+            "install", "-d", "-o", "push", "-g", "push", "-m", mode, folder,
+        ])?;
     }
-    let (inheritable, ambient) = (format!("--inh-caps={CAPABILITIES}"), format!("--ambient-caps={CAPABILITIES}"));
+    let (inheritable, ambient) = (
+        format!("--inh-caps={CAPABILITIES}"),
+        format!("--ambient-caps={CAPABILITIES}"),
+    );
     let bounding = format!("--bounding-set={CAPABILITIES}");
     let mut command = lab.gateway_command("chroot");
     command.arg(&root.folder).args([
-        "setpriv", "--reuid=push", "--regid=push", "--init-groups", "--no-new-privs",
-        &inheritable, &ambient, &bounding, "push-ctl", "run",
+        "setpriv",
+        "--reuid=push",
+        "--regid=push",
+        "--init-groups",
+        "--no-new-privs",
+        &inheritable,
+        &ambient,
+        &bounding,
+        "push-ctl",
+        "run",
     ]);
     let daemon = Daemon(
         command
@@ -132,7 +172,10 @@ struct Daemon(Child);
 impl Daemon {
     fn stop(mut self) -> Result<()> {
         let pid = i32::try_from(self.0.id())?;
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)?;
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGTERM,
+        )?;
         let status = self.0.wait()?;
         ensure!(status.success(), "the daemon ended with {status}");
         Ok(())
@@ -160,7 +203,11 @@ impl Root {
         fs::create_dir_all(&folder)?;
         if pristine.exists() {
             child::output(
-                child::command("tar").arg("-xf").arg(&pristine).arg("-C").arg(&folder),
+                child::command("tar")
+                    .arg("-xf")
+                    .arg(&pristine)
+                    .arg("-C")
+                    .arg(&folder),
             )?;
         } else {
             println!("dist: fetching Debian {RELEASE}, the smallest there is; once");
@@ -171,7 +218,12 @@ impl Root {
                 LIMIT,
             )?;
             child::output(
-                child::command("tar").arg("-cf").arg(&pristine).arg("-C").arg(&folder).arg("."),
+                child::command("tar")
+                    .arg("-cf")
+                    .arg(&pristine)
+                    .arg("-C")
+                    .arg(&folder)
+                    .arg("."),
             )?;
         }
         let root = Self { folder };
@@ -206,9 +258,8 @@ impl Root {
         let mut find = child::command("find");
         find.arg(&self.folder).args(["-xdev", "-printf", "%P\\n"]);
         let all = child::output(&mut find)?;
-        let is_noted = |file: &&str| {
-            !NOTES.iter().any(|note| file.starts_with(note)) && !USERS.contains(file)
-        };
+        let is_noted =
+            |file: &&str| !NOTES.iter().any(|note| file.starts_with(note)) && !USERS.contains(file);
         Ok(all.lines().filter(is_noted).map(str::to_owned).collect())
     }
 }
