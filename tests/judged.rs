@@ -12,7 +12,7 @@
 //! They are shown what is wrong, too, and have to say so.
 
 mod by_scapy;
-mod capture;
+pub(crate) mod capture;
 mod changes;
 mod dissected;
 mod stack;

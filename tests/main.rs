@@ -14,6 +14,7 @@
 //! | [`provisioning`] | devices and application servers, played by libcoap and curl |
 //! | `logging` | what the program logs, with the feature `log` |
 //! | [`coap`] | the internal interface in detail |
+//! | [`foreign_devices`] | devices whose push clients are written with aiocoap and npm's coap |
 //! | [`command_line`] | the operator's command line against a running daemon |
 //! | [`integrators`] | what those who integrate are given: emulated devices, a sender, a probe |
 //! | [`checkup`] | what an operator looks with when something is wrong |
@@ -27,6 +28,7 @@ mod coap;
 mod command_line;
 mod datagram;
 mod delivery;
+mod foreign_devices;
 mod framing;
 mod gateway;
 mod integrators;

@@ -157,14 +157,14 @@ fn frames(capture: &Path) -> Vec<Vec<u8>> {
 }
 
 /// tcpdump at work; it doesn't outlive its test.
-pub(super) struct Witness {
+pub(crate) struct Witness {
     tcpdump: Child,
     capture: PathBuf,
 }
 
 impl Witness {
     /// Has the party's tcpdump write down what passes by `nic` and `filter`.
-    pub(super) fn start(lab: &Lab, party: Party, nic: &str, filter: &[&str]) -> Self {
+    pub(crate) fn start(lab: &Lab, party: Party, nic: &str, filter: &[&str]) -> Self {
         let capture = lab.folder().join(format!("{nic}.pcap"));
         let mut tcpdump = lab.exec_in(party, "tcpdump");
         tcpdump
@@ -194,11 +194,23 @@ impl Witness {
         witness
     }
 
-    /// Waits until there are `count` frames, and gives them all, with what tshark says of them.
-    pub(super) fn finish(mut self, count: usize) -> Vec<(Vec<u8>, Seen)> {
+    /// Waits until there are `count` frames.
+    pub(crate) fn wait_for(&self, count: usize) {
         wait_until("tcpdump has written all frames", || {
             frames(&self.capture).len() >= count
         });
+    }
+
+    /// Ends the capture once there are `count` frames, and gives the file, which the lab keeps.
+    pub(crate) fn keep(mut self, count: usize) -> PathBuf {
+        self.wait_for(count);
+        self.end();
+        self.capture.clone()
+    }
+
+    /// Waits until there are `count` frames, and gives them all, with what tshark says of them.
+    pub(super) fn finish(mut self, count: usize) -> Vec<(Vec<u8>, Seen)> {
+        self.wait_for(count);
         self.end();
         let frames = frames(&self.capture);
         let seen = dissect(&self.capture);

@@ -146,13 +146,22 @@ impl<'a> Clients<'a> {
                 .get(key)
                 .with_context(|| format!("the answer has no {key}"))
         };
-        let (id, token) = (field("session_id")?, field("token")?);
+        let token_generation = field("token_generation")?.parse()?;
+        self.granted(field("session_id")?, field("token")?, token_generation)
+    }
+
+    /// What a device was told when it asked for a session, or for the next token of one.
+    ///
+    /// # Errors
+    ///
+    /// When the answer isn't what it should be, or can't be kept.
+    pub fn granted(&self, id: &str, token: &str, token_generation: u8) -> Result<Granted> {
         Ok(Granted {
-            id: id.clone(),
+            id: id.to_owned(),
             traffic: traffic::Session {
                 id: id.parse()?,
                 key: token.parse::<Token>()?.key(),
-                token_generation: field("token_generation")?.parse()?,
+                token_generation,
             },
             token_file: self.secret_file(&format!("{id}.token"), token)?,
             request_file: self.secret_file(

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Programs that lab, demo and tests call, the package of each, and what it is for.
-const PROGRAMS: [(&str, &str, &str); 17] = [
+const PROGRAMS: &[(&str, &str, &str)] = &[
     ("ip", "iproute2", "the lab's namespaces and links"),
     ("ethtool", "ethtool", "offloads of the lab's links"),
     ("nsenter", "util-linux", "the controller in its namespace"),
@@ -30,6 +30,7 @@ const PROGRAMS: [(&str, &str, &str); 17] = [
     ("coap-client-notls", "libcoap3-bin", "the device"),
     ("node", "nodejs", "another device"),
     ("npm", "npm", "to get the other device's CoAP client"),
+    ("nft", "nftables", "a device that is deaf for a while"),
     ("curl", "curl", "the application server"),
     ("tcpdump", "tcpdump", "to see triggers arrive"),
     ("tshark", "tshark", "what a dissector thinks of them"),

@@ -53,7 +53,7 @@ function ask(agent, order, echo) {
             }
             say('answer', {
                 code: answer.code,
-                location: (answer.headers['Location-Path'] ?? '').split('/').filter(Boolean),
+                location: option(answer, 'Location-Path').map(String),
                 max_age_s: answer.headers['Max-Age'],
                 body: answer.code.startsWith('2') ? body(answer.payload) : answer.payload.toString(),
                 challenged: echo !== undefined,
