@@ -248,6 +248,61 @@ fn a_device_with_npm_s_coap_lives_its_whole_life() {
     lives(Library::Npm, "push-npm");
 }
 
+#[test]
+fn a_device_does_what_the_gateway_asks_it_to() {
+    let story = Story::begin("push-asked");
+    let lab = &story.lab;
+    let mut device = ForeignDevice::start(lab, Library::Aiocoap);
+    let registration = device.registered();
+    let session = device.authorised(&story, &registration);
+    let of_registration = format!("rd/{registration}");
+    let of_session = format!("rd/{registration}/s/{}", session.id);
+    let operator = |arguments: &[&str]| {
+        child::output(&mut lab.push_ctl(arguments)).unwrap();
+    };
+    let asked_to = |device: &mut ForeignDevice, path: [&str; 2], body: &Value| {
+        let asked = device.asked();
+        assert_eq!(asked["method"], "POST", "{asked}");
+        assert_eq!((&asked["path"], &asked["body"]), (&json!(path), body));
+    };
+
+    operator(&["session", "rotate", &session.id, "--within", "10m"]);
+    let rotate = json!({ "1": "rotate", "2": 600 });
+    asked_to(&mut device, ["s", &session.id], &rotate);
+    let answer = device.ask("POST", &of_session, &[], &Value::Null);
+    let next = device.granted(&story, &answer);
+    assert_eq!(next.traffic.token_generation, 1);
+    let clients = story.clients();
+    clients
+        .authorise(&outside(0), &story.app_key, &next)
+        .unwrap();
+
+    operator(&["terminal", "refresh", &registration]);
+    let refresh = json!({ "1": "refresh" });
+    asked_to(&mut device, ["rd", &registration], &refresh);
+    let refreshed = device.ask("POST", &of_registration, &[], &Value::Null);
+    assert_eq!(refreshed["code"], "2.04", "{refreshed}");
+
+    operator(&["terminal", "suspend", &registration]);
+    let asked = device.asked();
+    assert_eq!(asked["method"], "DELETE", "{asked}");
+    assert_eq!(asked["body"], json!({ "1": "terminal_suspended" }));
+    for path in [&of_registration, &of_session] {
+        let refused = device.ask("POST", path, &[], &Value::Null);
+        assert_eq!(refused["code"], "4.03", "{refused}");
+        let why = refused["body"].as_str().unwrap();
+        assert!(why.starts_with("suspended"), "{refused}");
+    }
+    operator(&["terminal", "resume", &registration]);
+    let asked = device.asked();
+    assert_eq!(asked["path"], json!(["rd", registration]), "{asked}");
+    let terms = &asked["body"];
+    assert!((1..=600).contains(&terms["2"].as_u64().unwrap()), "{asked}");
+    assert_eq!(terms["3"], format!("{}:5683", GATEWAY_INSIDE[0]));
+    assert_eq!(terms["4"], 1240);
+    device.authorised(&story, &registration);
+}
+
 /// A CoAP message as tshark sees it.
 #[derive(Debug)]
 struct Message {
