@@ -7,6 +7,7 @@
 //! | [`framing`] | any framing in, any framing out |
 //! | [`policies`] | what applications may do, and what devices answer |
 //! | [`attachment`] | how the program gets onto NICs, and survives |
+//! | [`nics`] | that NICs come and go while triggers flow |
 //! | [`races`] | that two CPUs, restarts and changes at any moment make no difference |
 //! | [`model`] | that the program does what a second path, written from the documents, does |
 //! | [`judged`] | what tshark, scapy and the kernel's own stack say of what it sends |
@@ -36,6 +37,7 @@ mod judged;
 #[cfg(feature = "log")]
 mod logging;
 mod model;
+mod nics;
 mod policies;
 mod provisioning;
 mod races;

@@ -9,6 +9,7 @@ mod apps;
 mod devices;
 mod gateway;
 pub mod listing;
+mod nics;
 mod policy;
 mod socket;
 #[cfg(test)]
@@ -22,7 +23,7 @@ use crate::problem::{Problem, in_size, in_time, no_such_method, no_such_path};
 use crate::sessions::OperatorRefusal;
 use axum::extract::connect_info::Connected;
 use axum::http::StatusCode;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use axum::serve::IncomingStream;
 use axum::{Json, Router, middleware};
 use serde::Serialize;
@@ -126,6 +127,8 @@ fn router(controller: Controller, daemon: Daemon) -> Router {
     Router::new()
         .route("/v1/status", get(gateway::status))
         .route("/v1/realms", get(gateway::realms))
+        .route("/v1/nics", get(nics::list).post(nics::attach))
+        .route("/v1/nics/{name}", delete(nics::detach))
         .route("/v1/apps", get(apps::list).post(apps::add))
         .route(
             "/v1/apps/{name}",

@@ -15,6 +15,7 @@ use crate::config::{self, Config};
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use commands::health::StatusOptions;
 use commands::man::Man;
+use commands::nics::Nic;
 use commands::store::Store;
 use commands::sysdump::Sysdump;
 use commands::{apps, devices, doctor, emulate, gateway, health};
@@ -67,6 +68,9 @@ enum Command {
     /// Networks whose addresses are their own
     #[command(subcommand)]
     Realm(Realm),
+    /// NICs that the program is attached to
+    #[command(subcommand)]
+    Nic(Nic),
     /// Show what became of packets, with what it means
     Stats {
         /// Also verdicts that no packet got
@@ -301,6 +305,7 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
         Command::Store(command) => command.dispatch(),
         Command::Stats { all } => client::ask(socket, gateway::stats(all)),
         Command::Realm(Realm::List) => client::ask(socket, gateway::realm_list()),
+        Command::Nic(command) => command.dispatch(socket),
         Command::App(command) => app(socket, command),
         Command::Terminal(command) => command.dispatch(socket),
         Command::Session(command) => command.dispatch(socket),

@@ -6,6 +6,7 @@ mod tests;
 
 pub use check::{CheckError, Problem};
 
+use crate::dataplane;
 use crate::sessions::records::RealmName;
 use push_common::maps::DEFAULT_SESSION_SLOTS;
 use push_common::wire::DEFAULT_TRIGGER_PORT;
@@ -165,8 +166,19 @@ impl Nic {
     }
 }
 
+impl From<&Nic> for dataplane::Nic {
+    fn from(nic: &Nic) -> Self {
+        Self {
+            name: nic.name.clone(),
+            ipv4: nic.ipv4(),
+            ipv6: nic.ipv6(),
+            takes_acks: nic.role.takes_acks(),
+        }
+    }
+}
+
 /// What is behind a NIC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Application servers: triggers are taken.
@@ -178,6 +190,27 @@ pub enum Role {
 }
 
 impl Role {
+    /// The role of a NIC that takes this; none if it takes nothing.
+    #[must_use]
+    pub const fn of(takes_triggers: bool, takes_acks: bool) -> Option<Self> {
+        match (takes_triggers, takes_acks) {
+            (true, true) => Some(Self::Both),
+            (true, false) => Some(Self::External),
+            (false, true) => Some(Self::Internal),
+            (false, false) => None,
+        }
+    }
+
+    /// As the configuration has it.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::External => "external",
+            Self::Internal => "internal",
+            Self::Both => "both",
+        }
+    }
+
     /// Whether triggers are taken.
     #[must_use]
     pub const fn takes_triggers(self) -> bool {

@@ -10,25 +10,28 @@
 mod clock;
 mod image;
 mod kernel;
+mod nics;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use image::Places;
-pub use kernel::{ChangedFuture, Kernel, NicsFuture};
+pub use kernel::{ChangedFuture, Kernel, NicFuture, NicsFuture, ReconfiguredFuture};
 
-use crate::dataplane::NicStatus;
+use crate::dataplane::{Nic, NicRefusal, NicStatus, Reconfiguration};
 use crate::events::{Bus, Event, What};
 use crate::sessions::records::UnixTime;
 use crate::sessions::{Changes, News, Notice, Sessions};
 use crate::store::{Batch, Store, StoreError};
 use clock::Clock;
 use image::image;
+use nics::NicRequest;
 use push_common::replay::SEQUENCE_BITS;
 use push_common::wire::SessionId;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, error, info, warn};
 
@@ -63,7 +66,7 @@ type Look = Box<dyn FnOnce(View<'_>) -> Answer + Send>;
 enum Request {
     Apply(Operation),
     Observe(Look),
-    Nics(oneshot::Sender<anyhow::Result<Vec<NicStatus>>>),
+    Nics(NicRequest),
 }
 
 /// What there is to see.
@@ -82,6 +85,7 @@ pub struct View<'a> {
 #[derive(Clone)]
 pub struct Controller {
     requests: mpsc::Sender<Request>,
+    trigger_addresses: watch::Receiver<Vec<IpAddr>>,
 }
 
 impl Controller {
@@ -127,7 +131,44 @@ impl Controller {
     ///
     /// [`Stopped`], or the kernel's refusal.
     pub async fn nics(&self) -> anyhow::Result<Vec<NicStatus>> {
-        self.ask(Request::Nics).await?
+        self.ask(|sender| Request::Nics(NicRequest::List(sender)))
+            .await?
+    }
+
+    /// Attaches to one more NIC.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`], or why it isn't attached.
+    pub async fn attach_nic(&self, nic: Nic) -> Result<Result<(), NicRefusal>, Stopped> {
+        self.ask(|sender| Request::Nics(NicRequest::Attach(nic, sender)))
+            .await
+    }
+
+    /// Detaches from a NIC.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`], or why it isn't detached.
+    pub async fn detach_nic(&self, name: String) -> Result<Result<(), NicRefusal>, Stopped> {
+        self.ask(|sender| Request::Nics(NicRequest::Detach(name, sender)))
+            .await
+    }
+
+    /// Changes all of this in the data plane, or nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`], or what was refused.
+    pub async fn reconfigure(&self, to: Reconfiguration) -> anyhow::Result<()> {
+        self.ask(|sender| Request::Nics(NicRequest::Reconfigure(to, sender)))
+            .await?
+    }
+
+    /// Addresses to which triggers are sent, of all NICs, as it is now.
+    #[must_use]
+    pub fn trigger_addresses(&self) -> Vec<IpAddr> {
+        self.trigger_addresses.borrow().clone()
     }
 
     async fn ask<T>(
@@ -177,7 +218,9 @@ pub fn start(
     places: Places,
     outlets: Outlets,
 ) -> Result<(Controller, Ended), StoreError> {
+    let (tell_addresses, trigger_addresses) = watch::channel(kernel.trigger_addresses());
     let mut owner = Owner {
+        trigger_addresses: tell_addresses,
         clock: Clock::start(),
         sessions,
         store,
@@ -203,7 +246,11 @@ pub fn start(
             drop(ended.send(result));
         })
         .expect("a thread can be started");
-    Ok((Controller { requests }, has_ended))
+    let controller = Controller {
+        requests,
+        trigger_addresses,
+    };
+    Ok((controller, has_ended))
 }
 
 struct Owner<S, K> {
@@ -213,6 +260,8 @@ struct Owner<S, K> {
     kernel: K,
     places: Places,
     outlets: Outlets,
+    /// What application servers are told.
+    trigger_addresses: watch::Sender<Vec<IpAddr>>,
     /// Policies that the data plane refused, and why.
     policies_not_in_kernel: BTreeMap<NonZeroU16, String>,
     /// Authorised sessions that the data plane refused, or can't have, and why.
@@ -303,7 +352,7 @@ impl<S: Store, K: Kernel> Owner<S, K> {
             match request {
                 Request::Apply(operation) => answers.push(operation(&mut self.sessions, now)),
                 Request::Observe(look) => answers.push(look(self.view(now))),
-                Request::Nics(sender) => nics.push(sender),
+                Request::Nics(request) => nics.push(request),
             }
         }
         if self.round_at <= Instant::now() {
@@ -322,8 +371,8 @@ impl<S: Store, K: Kernel> Owner<S, K> {
             answer();
         }
         self.tell(changes.notices, changes.news, now);
-        for sender in nics {
-            drop(sender.send(self.kernel.nics().await));
+        for request in nics {
+            self.ask_kernel(request).await;
         }
         Ok(())
     }

@@ -13,8 +13,10 @@ mod attach;
 mod events;
 mod gates;
 mod generic_netlink;
+mod link;
 mod netlink;
 mod next_hops;
+mod nics;
 mod pins;
 mod policies;
 mod probe;
@@ -25,27 +27,28 @@ mod table;
 pub use events::Told;
 pub use probe::Prober;
 pub use settings::{
-    Gtpu, Nic, NicCounters, NicStatus, Policy, Rate, Realm, RealmLink, SessionCounters,
-    SessionImage, Settings, TestRun, Tunnel,
+    Gtpu, Nic, NicCounters, NicRefusal, NicStatus, Policy, Rate, Realm, RealmLink, Reconfiguration,
+    SessionCounters, SessionImage, Settings, TestRun, Tunnel,
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use attach::{attach, detach_others, load};
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use aya::programs::links::FdLink;
 use events::Events;
 use next_hops::{Asker, NextHopTable, NextHops, Target, TunnelEnds, Watch};
+use nics::{interface_index, nic_config};
 use pins::{adoptable, assign_nic_indices, pinned_map, write_meta};
 use policies::Policies;
 use push_common::maps::{
     COUNTERS, Counters, EGRESSES, LAYOUT_VERSION, META, Meta, NEXT_HOPS, NicConfig, PREVIOUS_KEYS,
-    PreviousKey, ROUND_TRIP_CLASSES, SESSIONS, STAGED, SessionControl, TICK_NS,
+    PreviousKey, ROUND_TRIP_CLASSES, SESSIONS, STAGED, SessionControl,
 };
 use push_common::verdict::Verdict;
 use push_common::wire::SessionId;
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +64,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pu
 /// The attached program and its maps.
 pub struct Dataplane {
     settings: Settings,
+    /// What is in the map of it.
+    meta: Meta,
     attached: Vec<Arc<Attached>>,
     sessions: SessionTable,
     previous_keys: HashMap<MapData, u32, PreviousKeyBytes>,
@@ -84,6 +89,8 @@ struct Attached {
     /// Closing it does not detach, as it is pinned.
     link: FdLink,
     adopted: bool,
+    /// What is bad about how it is attached.
+    warning: Option<String>,
 }
 
 /// Records as aya takes them: it knows only its own trait for plain data.
@@ -99,7 +106,7 @@ impl Dataplane {
     /// Says which gate is closed (kernel version, capability, bpffs, driver mode, another program on
     /// the NIC, pins of another layout) and what opens it. What was pinned before stays as it was.
     pub async fn open(settings: Settings) -> Result<Self> {
-        let mut warnings = gates::check(settings.require_perfmon)?;
+        let warnings = gates::check(settings.require_perfmon)?;
         let interfaces = settings
             .nics
             .iter()
@@ -151,12 +158,13 @@ impl Dataplane {
 
         let mut attached = Vec::new();
         for ((nic, config, program), interface) in programs.into_iter().zip(interfaces) {
-            let program = attach(&settings, nic, interface, config, program, &mut warnings).await?;
+            let program = attach(&settings, nic, interface, config, program).await?;
             attached.push(Arc::new(program));
         }
         detach_others(&settings)?;
         Ok(Self {
             settings,
+            meta,
             attached,
             sessions,
             previous_keys,
@@ -391,40 +399,12 @@ impl Dataplane {
             .collect()
     }
 
-    /// How the program is attached, asked of the kernel now.
-    ///
-    /// # Errors
-    ///
-    /// The kernel can't be asked.
-    pub async fn nics(&self) -> Result<Vec<NicStatus>> {
-        let mut all = Vec::new();
-        for attached in &self.attached {
-            let link = attached
-                .link
-                .info()
-                .context("cannot ask the kernel about a link")?;
-            let seen = netlink::attached_program(attached.interface).await?;
-            let mode = seen
-                .filter(|seen| seen.program_id == link.program_id())
-                .map_or("none", |seen| seen.mode);
-            all.push(NicStatus {
-                name: attached.nic.name.clone(),
-                index: attached.interface,
-                takes_triggers: attached.nic.takes_triggers(),
-                mode,
-                program_id: link.program_id(),
-                link_id: link.id(),
-                adopted: attached.adopted,
-            });
-        }
-        Ok(all)
-    }
-
     /// What an operator should mend, each with how to: a missing capability, switches of the kernel
     /// without which triggers don't get through.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.warnings.clone();
+        warnings.extend(self.attached.iter().filter_map(|nic| nic.warning.clone()));
         for nic in self.attached.iter().map(|attached| &attached.nic) {
             let switches = survey::switches(nic).into_iter();
             warnings.extend(switches.map(|Switch { why, fix }| format!("{why}: {fix}")));
@@ -484,36 +464,12 @@ pub fn object() -> &'static [u8] {
     OBJECT
 }
 
-fn nic_config(nic: &Nic, index: u32, settings: &Settings) -> NicConfig {
-    let flag = |condition, flag| if condition { flag } else { 0 };
-    let idle_ticks = settings.idle_after.map_or(0, |idle| {
-        u32::try_from(idle.as_nanos().div_ceil(u128::from(TICK_NS))).unwrap_or(u32::MAX)
-    });
-    NicConfig {
-        index,
-        trigger_port: settings.trigger_port.to_be_bytes(),
-        takes: flag(nic.ipv4.is_some(), NicConfig::IPV4)
-            | flag(nic.ipv6.is_some(), NicConfig::IPV6)
-            | flag(nic.takes_acks, NicConfig::ACKS),
-        reserved: 0,
-        ipv4: nic.ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED).octets(),
-        idle_ticks,
-        ipv6: nic.ipv6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets(),
-    }
-}
-
 /// The name of the NIC that has this index in the maps.
 fn nic_name(attached: &[Arc<Attached>]) -> impl Fn(u32) -> Option<String> {
     move |index| {
         let nic = attached.iter().find(|nic| nic.config.index == index)?;
         Some(nic.nic.name.clone())
     }
-}
-
-fn interface_index(name: &str) -> Result<u32> {
-    nix::net::if_::if_nametoindex(name).map_err(|_| {
-        anyhow!("there is no NIC {name} in this network namespace; `ip -br link` lists them, and `name` in [[nic]] picks one")
-    })
 }
 
 fn monotonic_ns() -> u64 {

@@ -38,16 +38,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// For requests that are being answered when the daemon ends.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Where triggers are to be sent, as application servers are told.
-#[derive(Clone, Debug)]
-pub struct TriggerAddresses {
-    /// Addresses of all NICs that take triggers.
-    pub addresses: Vec<IpAddr>,
-    /// UDP port.
-    pub port: u16,
-}
-
-/// Answers application servers on these listeners until `shutdown` is through.
+/// Answers application servers on these listeners until `shutdown` is through. They are told that triggers
+/// are taken on the UDP port `trigger_port` of the addresses that the controller knows at that moment.
 ///
 /// # Errors
 ///
@@ -56,10 +48,10 @@ pub async fn serve(
     listeners: Vec<TcpListener>,
     tls: Arc<rustls::ServerConfig>,
     controller: Controller,
-    triggers: TriggerAddresses,
+    trigger_port: u16,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let app = router(controller, triggers);
+    let app = router(controller, trigger_port);
     let handle = Handle::new();
     let mut servers = tokio::task::JoinSet::new();
     for listener in listeners {
@@ -96,7 +88,7 @@ pub async fn serve(
 #[derive(Clone)]
 struct Gateway {
     controller: Controller,
-    triggers: Arc<TriggerAddresses>,
+    trigger_port: u16,
 }
 
 #[derive(OpenApi)]
@@ -123,10 +115,10 @@ impl Modify for BearerKey {
     }
 }
 
-fn router(controller: Controller, triggers: TriggerAddresses) -> Router {
+fn router(controller: Controller, trigger_port: u16) -> Router {
     let gateway = Gateway {
         controller,
-        triggers: Arc::new(triggers),
+        trigger_port,
     };
     let (router, document) = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(validate))
@@ -229,14 +221,14 @@ async fn validate(
         debug!(session = %id, %refusal, "a validation was refused");
         problem(refusal)
     })?;
-    let mut trigger_addresses = gateway.triggers.addresses.clone();
+    let mut trigger_addresses = gateway.controller.trigger_addresses();
     trigger_addresses.sort_by_key(|address| address.is_ipv4() != authorisation.device.is_ipv4());
     Ok(Json(Validated {
         session_id: id.to_string(),
         authorised: true,
         token_generation: authorisation.token_generation,
         trigger_addresses,
-        trigger_port: gateway.triggers.port,
+        trigger_port: gateway.trigger_port,
         expires_in_s: authorisation.expires_in.as_secs(),
     }))
 }

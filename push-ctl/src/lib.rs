@@ -44,7 +44,6 @@ use config::Config;
 use controller::{Outlets, Places};
 use dataplane::Dataplane;
 use events::{Bus, What};
-use external::TriggerAddresses;
 use listen::ListenError;
 use sessions::records::RealmName;
 use sessions::{Limits, Sessions};
@@ -120,7 +119,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         external,
         tls,
         controller.clone(),
-        trigger_addresses(&config),
+        config.triggers.port,
         stopped(),
     );
     let daemon = admin::Daemon {
@@ -186,16 +185,7 @@ fn settings(config: &Config) -> dataplane::Settings {
         keep_source: config.triggers.keep_source,
         allow_generic: config.data_plane.allow_generic,
         require_perfmon: config.data_plane.require_perfmon,
-        nics: config
-            .nic
-            .iter()
-            .map(|nic| dataplane::Nic {
-                name: nic.name.clone(),
-                ipv4: nic.ipv4(),
-                ipv6: nic.ipv6(),
-                takes_acks: nic.role.takes_acks(),
-            })
-            .collect(),
+        nics: config.nic.iter().map(Into::into).collect(),
         realms: config
             .realm
             .iter()
@@ -243,15 +233,4 @@ fn places(config: &Config) -> Places {
         .fold(Places::new(&config.internal.listen), |places, realm| {
             places.and_realm(&realm.name, &realm.listen)
         })
-}
-
-fn trigger_addresses(config: &Config) -> TriggerAddresses {
-    TriggerAddresses {
-        addresses: config
-            .nic
-            .iter()
-            .flat_map(|nic| nic.trigger_addresses.iter().copied())
-            .collect(),
-        port: config.triggers.port,
-    }
 }

@@ -1,6 +1,10 @@
 //! What the daemon and the operator's command line say to each other. The keys are stable; a unit is
 //! part of the name.
 
+mod nics;
+
+pub use nics::{AttachNic, NicAttached, NicDetached, NicListed};
+
 use crate::config::Role;
 use push_common::wire::SessionId;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -84,8 +88,12 @@ pub struct NicStatus {
     pub name: String,
     /// Its index.
     pub index: u32,
-    /// Its role in the configuration.
+    /// What is behind it; none if nothing is taken there.
     pub role: Option<Role>,
+    /// Whether the configuration has it like this; otherwise the next start of the daemon undoes it.
+    pub configured: bool,
+    /// Its addresses to which triggers are sent.
+    pub trigger_addresses: Vec<IpAddr>,
     /// `native`, `generic`, `offloaded`, or `none`.
     pub mode: String,
     /// Identifier of the program in the kernel.

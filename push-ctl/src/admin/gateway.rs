@@ -1,11 +1,10 @@
 //! The gateway as a whole.
 
 use super::api::{
-    NicStats, NicStatus, RealmStatus, RoundTripClass, SessionCounts, Stats, Status, StoreStatus,
-    VerdictStats,
+    NicStats, RealmStatus, RoundTripClass, SessionCounts, Stats, Status, StoreStatus, VerdictStats,
 };
-use super::{Answer, Operator};
-use crate::config::{self, Role};
+use super::{Answer, Operator, nics};
+use crate::config;
 use crate::controller::View;
 use crate::dataplane::NicCounters;
 use crate::problem::Problem;
@@ -14,35 +13,17 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use push_common::maps::LAYOUT_VERSION;
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use tracing::error;
 
 pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
+    let nics = nics::statuses(&operator).await?;
     let Operator { controller, daemon } = operator;
-    let nics = controller
-        .nics()
-        .await
-        .map_err(|error| kernel_problem(&error))?;
-    let roles: HashMap<&str, Role> = daemon
-        .config
-        .nic
-        .iter()
-        .map(|nic| (nic.name.as_str(), nic.role))
-        .collect();
-    let nics = nics.into_iter().map(|nic| NicStatus {
-        role: roles.get(nic.name.as_str()).copied(),
-        name: nic.name,
-        index: nic.index,
-        mode: nic.mode.to_owned(),
-        program_id: nic.program_id,
-        link_id: nic.link_id,
-        adopted: nic.adopted,
-    });
-    let seen = Arc::clone(&daemon);
-    let nics = nics.collect();
+    let seen = daemon;
     let status = controller.observe(move |view| {
         let counts = view.sessions.counts();
+        let mut warnings = view.warnings.clone();
+        warnings.extend(nics::warnings(&seen, &nics));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             layout_version: LAYOUT_VERSION,
@@ -64,7 +45,7 @@ pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
             internal: seen.config.internal.listen.clone(),
             realms: realm_statuses(&view, &seen.config.realm),
             external: seen.config.external.listen.clone(),
-            warnings: view.warnings,
+            warnings,
         }
     });
     Ok(Json(status.await?))
@@ -150,7 +131,7 @@ fn nic_stats(nic: NicCounters) -> NicStats {
     }
 }
 
-fn kernel_problem(error: &anyhow::Error) -> Problem {
+pub(super) fn kernel_problem(error: &anyhow::Error) -> Problem {
     error!(error = format!("{error:#}"), "the kernel can't be asked");
     Problem::new(
         StatusCode::INTERNAL_SERVER_ERROR,

@@ -83,7 +83,7 @@ async fn the_status_has_everything() {
         status["store"],
         json!({ "path": "/var/lib/push/push.redb", "terminals": 1, "sessions": 1, "apps": 1 })
     );
-    let nic = json!({ "name": "eth1", "index": 2, "role": "external", "mode": "native", "program_id": 12, "link_id": 3, "adopted": false });
+    let nic = json!({ "name": "eth1", "index": 2, "role": "external", "configured": true, "trigger_addresses": ["198.51.100.1", "2001:db8:51::1"], "mode": "native", "program_id": 12, "link_id": 3, "adopted": false });
     assert_eq!(status["nics"], json!([nic]));
     assert_eq!(status["warnings"], json!(["forwarding is off"]));
     assert_eq!(status["internal"][0], "10.64.0.1:5683");

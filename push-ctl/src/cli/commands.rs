@@ -7,9 +7,24 @@ pub(super) mod emulate;
 pub(super) mod gateway;
 pub(super) mod health;
 pub(super) mod man;
+pub(super) mod nics;
 pub(super) mod store;
 pub(super) mod sysdump;
 
+use std::fmt::Write;
+
 fn none() -> String {
     "-".to_owned()
+}
+
+/// A name as a segment of a path. One with other characters than a name can have is of no application.
+fn segment(name: &str) -> String {
+    name.bytes().fold(String::new(), |mut path, byte| {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
+            path.push(char::from(byte));
+        } else {
+            let _infallible = write!(path, "%{byte:02X}");
+        }
+        path
+    })
 }

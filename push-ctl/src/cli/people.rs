@@ -21,6 +21,9 @@ impl Table {
                         | "DELIVERED"
                         | "REFUSED"
                         | "ACKED"
+                        | "SENT"
+                        | "PASSED"
+                        | "DROPPED"
                         | "SESSIONS"
                         | "TERMINALS")
                 )

@@ -1,13 +1,21 @@
 //! What the controller needs of a data plane.
 
 use crate::dataplane::{
-    Dataplane, NicCounters, NicStatus, Policy, SessionCounters, SessionImage, Told,
+    Dataplane, Nic, NicCounters, NicRefusal, NicStatus, Policy, Reconfiguration, SessionCounters,
+    SessionImage, Told,
 };
 use push_common::wire::SessionId;
+use std::net::IpAddr;
 use std::pin::Pin;
 
 /// The kernel's answer about the NICs, to come.
 pub type NicsFuture<'a> = Pin<Box<dyn Future<Output = anyhow::Result<Vec<NicStatus>>> + 'a>>;
+
+/// Whether a NIC was attached or detached, to come.
+pub type NicFuture<'a> = Pin<Box<dyn Future<Output = Result<(), NicRefusal>> + 'a>>;
+
+/// Whether the data plane was changed, to come.
+pub type ReconfiguredFuture<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
 
 /// News of the kernel, to come.
 pub type ChangedFuture<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
@@ -56,6 +64,14 @@ pub trait Kernel: Send + 'static {
     fn take_told(&mut self) -> Vec<Told>;
     /// What the kernel says about the NICs.
     fn nics(&self) -> NicsFuture<'_>;
+    /// Attaches to one more NIC.
+    fn attach_nic(&mut self, nic: Nic) -> NicFuture<'_>;
+    /// Detaches from a NIC.
+    fn detach_nic(&mut self, name: String) -> NicFuture<'_>;
+    /// Changes all of this, or nothing.
+    fn reconfigure(&mut self, to: Reconfiguration) -> ReconfiguredFuture<'_>;
+    /// Addresses to which triggers are sent, of all NICs.
+    fn trigger_addresses(&self) -> Vec<IpAddr>;
     /// What the operator should mend, one sentence each.
     fn warnings(&self) -> Vec<String>;
 }
@@ -115,6 +131,22 @@ impl Kernel for Dataplane {
 
     fn nics(&self) -> NicsFuture<'_> {
         Box::pin(Self::nics(self))
+    }
+
+    fn attach_nic(&mut self, nic: Nic) -> NicFuture<'_> {
+        Box::pin(Self::attach_nic(self, nic))
+    }
+
+    fn detach_nic(&mut self, name: String) -> NicFuture<'_> {
+        Box::pin(async move { Self::detach_nic(self, &name).await })
+    }
+
+    fn reconfigure(&mut self, to: Reconfiguration) -> ReconfiguredFuture<'_> {
+        Box::pin(Self::reconfigure(self, to))
+    }
+
+    fn trigger_addresses(&self) -> Vec<IpAddr> {
+        Self::trigger_addresses(self)
     }
 
     fn warnings(&self) -> Vec<String> {

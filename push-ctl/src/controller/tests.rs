@@ -42,6 +42,7 @@ pub(crate) struct State {
     pub(crate) notices: Option<mpsc::Receiver<Notice>>,
     /// Of all sessions.
     pub(crate) newest_sequence: u64,
+    pub(crate) reconfigured: Vec<Reconfiguration>,
 }
 
 impl World {
@@ -199,12 +200,41 @@ impl Kernel for World {
             name: "eth1".to_owned(),
             index: 2,
             takes_triggers: true,
+            takes_acks: false,
+            trigger_addresses: self.trigger_addresses(),
             mode: "native",
             program_id: 12,
             link_id: 3,
             adopted: false,
         };
         Box::pin(async { Ok(vec![nic]) })
+    }
+
+    fn attach_nic(&mut self, nic: Nic) -> NicFuture<'_> {
+        Box::pin(async { Err(NicRefusal::Unknown(nic.name)) })
+    }
+
+    fn detach_nic(&mut self, name: String) -> NicFuture<'_> {
+        Box::pin(async { Err(NicRefusal::NotAttached(name)) })
+    }
+
+    fn reconfigure(&mut self, to: Reconfiguration) -> ReconfiguredFuture<'_> {
+        let mut state = self.state();
+        let refuses = state.refuses;
+        if !refuses {
+            state.reconfigured.push(to);
+        }
+        Box::pin(async move {
+            anyhow::ensure!(!refuses, "told to refuse");
+            Ok(())
+        })
+    }
+
+    fn trigger_addresses(&self) -> Vec<IpAddr> {
+        vec![
+            "198.51.100.1".parse().unwrap(),
+            "2001:db8:51::1".parse().unwrap(),
+        ]
     }
 
     fn warnings(&self) -> Vec<String> {

@@ -105,7 +105,6 @@ pub(super) async fn attach(
     interface: u32,
     config: NicConfig,
     mut program: Ebpf,
-    warnings: &mut Vec<String>,
 ) -> Result<Attached> {
     let pin = settings.pin_dir.join(link_pin(&nic.name));
     if pin.exists() {
@@ -126,6 +125,7 @@ pub(super) async fn attach(
                     program,
                     link,
                     adopted: true,
+                    warning: None,
                 });
             }
             // The NIC that the link was for has gone; another one has its name now.
@@ -140,11 +140,12 @@ pub(super) async fn attach(
         }
     }
 
+    let mut warning = None;
     let native = attach_anew(&mut program, interface, XdpMode::Driver);
     let link = match native {
         Ok(link) => link,
         Err(error) if settings.allow_generic && !is_busy(&error) => {
-            warnings.push(format!(
+            warning = Some(format!(
                 "{} is in generic mode, which is slow: native mode failed: {error:#}",
                 nic.name
             ));
@@ -191,6 +192,7 @@ pub(super) async fn attach(
         program,
         link,
         adopted: false,
+        warning,
     })
 }
 

@@ -12,13 +12,13 @@ pub(super) struct AttachedProgram {
     pub(super) mode: &'static str,
 }
 
-/// The XDP program that is attached to the NIC with this index, if one is.
+/// The XDP program that is attached to the NIC with this index, if there is such a NIC, and it has one.
 pub(super) async fn attached_program(interface: u32) -> Result<Option<AttachedProgram>> {
-    Ok(program_on(&link(interface).await?))
+    Ok(link(interface).await?.as_ref().and_then(program_on))
 }
 
-/// The NIC with this index.
-pub(super) async fn link(interface: u32) -> Result<LinkMessage> {
+/// The NIC with this index, if there is one.
+pub(super) async fn link(interface: u32) -> Result<Option<LinkMessage>> {
     let (connection, handle, _) =
         rtnetlink::new_connection().context("cannot open a netlink socket")?;
     let connection = tokio::spawn(connection);
@@ -30,9 +30,11 @@ pub(super) async fn link(interface: u32) -> Result<LinkMessage> {
         .try_next()
         .await;
     connection.abort();
-    answer
-        .with_context(|| format!("cannot ask the kernel about the NIC with index {interface}"))?
-        .with_context(|| format!("there is no NIC with index {interface}"))
+    match answer {
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
+        answer => answer
+            .with_context(|| format!("cannot ask the kernel about the NIC with index {interface}")),
+    }
 }
 
 /// The XDP program that is attached to this NIC, if one is.

@@ -255,6 +255,19 @@ impl NextHops {
         moved.into_iter().collect()
     }
 
+    /// From now on, frames may be sent by the NICs with these names. Returns what [`NextHops::apply`] does.
+    pub(super) fn set_nics(&mut self, nics: Vec<String>) -> Vec<(SessionId, u16)> {
+        let now = Instant::now();
+        self.mirror.set_nics(nics);
+        let mut moved = BTreeMap::new();
+        let all: Vec<_> = self.by_class.values().copied().collect();
+        for index in all {
+            self.refresh(index, now, &mut moved);
+        }
+        self.ask_due(now);
+        moved.into_iter().collect()
+    }
+
     /// Whether the way to a session's device is `resolved`, `unresolved`, or there is `no_route`.
     pub(super) fn state(&self, session: SessionId) -> Option<&'static str> {
         let &(place, address) = self.sessions.get(&session)?;

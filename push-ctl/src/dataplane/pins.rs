@@ -107,19 +107,29 @@ pub(super) fn assign_nic_indices(meta: &mut Meta, nics: &[Nic]) -> Result<Vec<u3
         }
     }
     nics.iter()
-        .map(|nic| {
-            let name = padded(&nic.name);
-            let index = meta.nics.iter().position(|entry| *entry == name);
-            let index = index.or_else(|| {
-                meta.nics
-                    .iter()
-                    .position(|entry| *entry == [0; NIC_NAME_LEN])
-            });
-            let index = index.with_context(|| format!("more than {MAX_NICS} NICs"))?;
-            meta.nics[index] = name;
-            Ok(u32::try_from(index)?)
-        })
+        .map(|nic| assign_nic_index(meta, &nic.name))
         .collect()
+}
+
+/// An index for one more NIC: the one it has, or a free one.
+pub(super) fn assign_nic_index(meta: &mut Meta, nic: &str) -> Result<u32> {
+    let name = padded(nic);
+    let at = |wanted| meta.nics.iter().position(|entry| *entry == wanted);
+    let index = at(name).or_else(|| at([0; NIC_NAME_LEN]));
+    let index = index.with_context(|| {
+        format!("more than {MAX_NICS} NICs; `push-ctl nic detach` one that isn't needed")
+    })?;
+    meta.nics[index] = name;
+    Ok(u32::try_from(index)?)
+}
+
+/// The index of a NIC may be given to another one.
+pub(super) fn free_nic_index(meta: &mut Meta, nic: &str) {
+    for entry in &mut meta.nics {
+        if *entry == padded(nic) {
+            *entry = [0; NIC_NAME_LEN];
+        }
+    }
 }
 
 pub(super) fn write_meta(map: MapData, meta: &Meta) -> Result<()> {

@@ -38,7 +38,7 @@ pub struct Settings {
 }
 
 /// A NIC to attach to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nic {
     /// Name of the interface.
     pub name: String,
@@ -56,6 +56,40 @@ impl Nic {
     pub const fn takes_triggers(&self) -> bool {
         self.ipv4.is_some() || self.ipv6.is_some()
     }
+
+    /// Addresses to which triggers are sent.
+    pub fn trigger_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.ipv4.map(IpAddr::V4);
+        v4.into_iter().chain(self.ipv6.map(IpAddr::V6))
+    }
+}
+
+/// What of [`Settings`] can be changed while the program runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reconfiguration {
+    /// NICs to attach to, or to be attached to in another way.
+    pub nics: Vec<Nic>,
+    /// NICs to detach from, if attached.
+    pub gone: Vec<String>,
+    /// [`Settings::idle_after`], if it changes.
+    pub idle_after: Option<Option<Duration>>,
+}
+
+/// Why a NIC was not attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum NicRefusal {
+    /// There is no such NIC.
+    #[error("there is no NIC {0} in this network namespace")]
+    Unknown(String),
+    /// It is attached.
+    #[error("already attached to {0}; to attach it in another way, detach it first")]
+    AlreadyAttached(String),
+    /// It isn't attached.
+    #[error("not attached to {0}")]
+    NotAttached(String),
+    /// The kernel or the driver doesn't want to, or another program is there.
+    #[error("{0:#}")]
+    Refused(#[from] anyhow::Error),
 }
 
 /// A network of devices of its own (an APN, a VRF): devices of two realms may have the same address.
@@ -158,6 +192,10 @@ pub struct NicStatus {
     pub index: u32,
     /// Whether triggers are taken on it.
     pub takes_triggers: bool,
+    /// Whether acknowledgements are.
+    pub takes_acks: bool,
+    /// Addresses to which triggers are sent.
+    pub trigger_addresses: Vec<IpAddr>,
     /// `native`, `generic`, `offloaded`, or `none` if this program isn't attached any more.
     pub mode: &'static str,
     /// Identifier of the program.

@@ -110,6 +110,7 @@ pub async fn nic(name: &str) -> Result<Option<NicSurvey>> {
         return Ok(None);
     };
     let link = netlink::link(index).await?;
+    let link = link.with_context(|| format!("there is no NIC with index {index}"))?;
     let mtu_bytes = link
         .attributes
         .iter()

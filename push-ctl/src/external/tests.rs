@@ -6,16 +6,9 @@ use reqwest::{Client, Response};
 use serde_json::{Value, json};
 
 async fn serve_plainly(controller: Controller) -> String {
-    let triggers = TriggerAddresses {
-        addresses: vec![
-            "198.51.100.1".parse().unwrap(),
-            "2001:db8:51::1".parse().unwrap(),
-        ],
-        port: 5050,
-    };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, router(controller, triggers)).await });
+    tokio::spawn(async move { axum::serve(listener, router(controller, 5050)).await });
     base
 }
 
@@ -222,14 +215,7 @@ async fn the_interface_describes_itself() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_never_ends_is_answered_in_time() {
     let (controller, _ended) = World::default().start();
-    let app = router(
-        controller,
-        TriggerAddresses {
-            addresses: Vec::new(),
-            port: 5050,
-        },
-    )
-    .layer(middleware::from_fn(|request, next| {
+    let app = router(controller, 5050).layer(middleware::from_fn(|request, next| {
         in_time(Duration::from_millis(50), request, next)
     }));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -6,7 +6,6 @@ use crate::cli::people::{Table, plural};
 use crate::cli::policy::rate_text;
 use reqwest::Method;
 use serde_json::json;
-use std::fmt::Write;
 use std::time::Duration;
 
 pub(in crate::cli) fn app_add(name: &str, policy: &PolicyChange) -> Question<AppAdded> {
@@ -39,13 +38,13 @@ pub(in crate::cli) fn app_list() -> Question<Vec<AppStatus>> {
 }
 
 pub(in crate::cli) fn app_show(name: &str) -> Question<AppStatus> {
-    Question::get(format!("/v1/apps/{}", segment(name)), facts)
+    Question::get(format!("/v1/apps/{}", super::segment(name)), facts)
 }
 
 pub(in crate::cli) fn app_set(name: &str, change: &PolicyChange) -> Question<AppStatus> {
     Question::act(
         Method::PATCH,
-        format!("/v1/apps/{}", segment(name)),
+        format!("/v1/apps/{}", super::segment(name)),
         Some(json!(change)),
         facts,
     )
@@ -54,7 +53,7 @@ pub(in crate::cli) fn app_set(name: &str, change: &PolicyChange) -> Question<App
 pub(in crate::cli) fn app_remove(name: &str) -> Question<AppRemoved> {
     Question::act(
         Method::DELETE,
-        format!("/v1/apps/{}", segment(name)),
+        format!("/v1/apps/{}", super::segment(name)),
         None,
         |removed: &AppRemoved| {
             format!(
@@ -153,18 +152,6 @@ fn rate_of(rate: &RateStatus) -> String {
 
 fn window(ms: u64) -> String {
     humantime::format_duration(Duration::from_millis(ms)).to_string()
-}
-
-/// A name as a segment of a path. One with other characters than a name can have is of no application.
-fn segment(name: &str) -> String {
-    name.bytes().fold(String::new(), |mut path, byte| {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
-            path.push(char::from(byte));
-        } else {
-            let _infallible = write!(path, "%{byte:02X}");
-        }
-        path
-    })
 }
 
 #[cfg(test)]

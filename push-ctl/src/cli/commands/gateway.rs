@@ -1,6 +1,6 @@
 //! The gateway as a whole.
 
-use super::none;
+use super::{nics, none};
 use crate::admin::api::{NicStats, RealmStatus, RoundTripClass, Stats, Status};
 use crate::cli::client::Question;
 use crate::cli::people::{Table, amount, lifetime, microseconds, plural};
@@ -44,29 +44,27 @@ pub(super) fn status_for_people(status: &Status) -> String {
         facts.fact(&name, realm_place(realm));
     }
     facts.fact("applications", list(&status.external));
-    let mut nics = Table::new(&["NIC", "INDEX", "ROLE", "MODE", "PROGRAM", "LINK", "SINCE"]);
+    let mut table = Table::new(&[
+        "NIC", "INDEX", "ROLE", "MODE", "PROGRAM", "LINK", "CONFIGURED", "SINCE",
+    ]);
     for nic in &status.nics {
-        let role = nic.role.map_or("-", |role| match role {
-            crate::config::Role::External => "external",
-            crate::config::Role::Internal => "internal",
-            crate::config::Role::Both => "both",
-        });
-        nics.row([
+        table.row([
             nic.name.clone(),
             nic.index.to_string(),
-            role.to_owned(),
+            nics::role(nic).to_owned(),
             nic.mode.clone(),
             nic.program_id.to_string(),
             nic.link_id.to_string(),
+            nics::yes_or_no(nic.configured).to_owned(),
             if nic.adopted {
                 "before the daemon"
             } else {
-                "the daemon's start"
+                "the daemon attached it"
             }
             .to_owned(),
         ]);
     }
-    let mut text = format!("{facts}\n{nics}");
+    let mut text = format!("{facts}\n{table}");
     for warning in &status.warnings {
         let _infallible = writeln!(text, "\nwarning: {warning}");
     }

@@ -163,6 +163,11 @@ impl Mirror {
         }
     }
 
+    /// Frames may be sent by these NICs from now on, or by any if there are none.
+    pub(super) fn set_nics(&mut self, nics: Vec<String>) {
+        self.nics = nics;
+    }
+
     pub(super) fn apply(&mut self, news: News) -> Touched {
         let mut touched = Touched::default();
         if !news.is_everything {
