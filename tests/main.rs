@@ -8,6 +8,7 @@
 //! | [`policies`] | what applications may do, and what devices answer |
 //! | [`attachment`] | how the program gets onto NICs, and survives |
 //! | [`nics`] | that NICs come and go while triggers flow |
+//! | [`reload`] | that the configuration is read anew, all of it or nothing |
 //! | [`races`] | that two CPUs, restarts and changes at any moment make no difference |
 //! | [`model`] | that the program does what a second path, written from the documents, does |
 //! | [`judged`] | what tshark, scapy and the kernel's own stack say of what it sends |
@@ -42,6 +43,7 @@ mod policies;
 mod provisioning;
 mod races;
 mod refusals;
+mod reload;
 mod service;
 mod story;
 mod verdicts;

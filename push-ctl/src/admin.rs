@@ -11,6 +11,7 @@ mod gateway;
 pub mod listing;
 mod nics;
 mod policy;
+mod reload;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ pub use socket::{Socket, SocketError};
 use crate::config::Config;
 use crate::controller::{Controller, Stopped};
 use crate::problem::{Problem, in_size, in_time, no_such_method, no_such_path};
+use crate::reload::InForce;
 use crate::sessions::OperatorRefusal;
 use axum::extract::connect_info::Connected;
 use axum::http::StatusCode;
@@ -38,10 +40,12 @@ const MAX_BODY_BYTES: usize = 16 << 10;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What doesn't change while the daemon runs.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Daemon {
-    /// The configuration.
+    /// The configuration at the start, for all in it that doesn't change.
     pub config: Config,
+    /// The configuration as it is now.
+    pub in_force: Arc<InForce>,
     /// File of the store.
     pub store: PathBuf,
     /// When it became ready.
@@ -151,6 +155,7 @@ fn router(controller: Controller, daemon: Daemon) -> Router {
             put(devices::set_tunnel).delete(devices::clear_tunnel),
         )
         .route("/v1/stats", get(gateway::stats))
+        .route("/v1/config/reload", post(reload::reload))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn(|request, next| {

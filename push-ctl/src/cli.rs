@@ -18,7 +18,7 @@ use commands::man::Man;
 use commands::nics::Nic;
 use commands::store::Store;
 use commands::sysdump::Sysdump;
-use commands::{apps, devices, doctor, emulate, gateway, health};
+use commands::{apps, devices, doctor, emulate, gateway, health, reload};
 use log::LogFormat;
 use policy::PolicyOptions;
 use serde::Serialize;
@@ -156,6 +156,8 @@ enum ConfigCommand {
     Example,
     /// Check a configuration without doing anything
     Check(ConfigFile),
+    /// Have the daemon read its configuration anew, all of it or nothing
+    Reload,
 }
 
 #[derive(Debug, Subcommand)]
@@ -310,6 +312,7 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
         Command::Terminal(command) => command.dispatch(socket),
         Command::Session(command) => command.dispatch(socket),
         Command::Config(ConfigCommand::Example) => quiet(Config::example().to_owned()),
+        Command::Config(ConfigCommand::Reload) => client::ask(socket, reload::reload()),
         Command::Config(ConfigCommand::Check(ConfigFile { config })) => {
             let config = Config::load(&config).map_err(|error| bad_config(&error))?;
             let people = format!("{} is right.\n", config.path.display());

@@ -1,10 +1,12 @@
 //! The configuration: one TOML file. `push-ctl config example` prints one with all keys explained.
 
 mod check;
+mod reload;
 #[cfg(test)]
 mod tests;
 
 pub use check::{CheckError, Problem};
+pub use reload::{Change, Changes};
 
 use crate::dataplane;
 use crate::sessions::records::RealmName;

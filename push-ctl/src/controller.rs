@@ -160,9 +160,9 @@ impl Controller {
     /// # Errors
     ///
     /// [`Stopped`], or what was refused.
-    pub async fn reconfigure(&self, to: Reconfiguration) -> anyhow::Result<()> {
+    pub async fn reconfigure(&self, to: Reconfiguration) -> Result<anyhow::Result<()>, Stopped> {
         self.ask(|sender| Request::Nics(NicRequest::Reconfigure(to, sender)))
-            .await?
+            .await
     }
 
     /// Addresses to which triggers are sent, of all NICs, as it is now.

@@ -5,6 +5,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`config`] | the configuration file |
+//! | [`reload`] | the configuration in force, and how another one comes to be |
 //! | [`sessions`] | the lifecycle of terminals and sessions, as a pure state machine |
 //! | [`store`] | what survives a restart |
 //! | [`dataplane`] | the XDP program and its maps; nothing else imports aya |
@@ -35,6 +36,7 @@ pub mod internal;
 pub mod listen;
 pub mod problem;
 pub mod random;
+pub mod reload;
 pub mod service;
 pub mod sessions;
 pub mod store;
@@ -45,11 +47,14 @@ use controller::{Outlets, Places};
 use dataplane::Dataplane;
 use events::{Bus, What};
 use listen::ListenError;
+use reload::InForce;
 use sessions::records::RealmName;
 use sessions::{Limits, Sessions};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{RedbStore, Store};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{Level, info, warn};
@@ -60,7 +65,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Messages to devices that wait to be sent, at most.
 const NOTICES_LEN: usize = 65_536;
 
-/// Runs the controller until `shutdown` is through. The data plane stays as it is then.
+/// Runs the controller until `shutdown` is through. The data plane stays as it is then. At each SIGHUP the
+/// configuration is read anew.
 ///
 /// # Errors
 ///
@@ -122,8 +128,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         config.triggers.port,
         stopped(),
     );
+    let in_force = Arc::new(InForce::new(config.clone(), controller.clone()));
+    let hangups = signal(SignalKind::hangup()).context("cannot wait for SIGHUP")?;
     let daemon = admin::Daemon {
         config,
+        in_force: Arc::clone(&in_force),
         store: store_path,
         started: Instant::now(),
     };
@@ -135,7 +144,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
                 () = stopped() => Ok(()),
             }
         };
-        tokio::try_join!(for_devices, for_applications, for_operators)
+        let until_stopped = stopped();
+        let for_hangups = async move {
+            tokio::select! {
+                () = in_force.reload_at(hangups) => {}
+                () = until_stopped => {}
+            }
+            Ok(())
+        };
+        tokio::try_join!(for_devices, for_applications, for_operators, for_hangups)
     };
     tokio::pin!(servers);
     info!("push is ready");

@@ -21,6 +21,7 @@ mod answers;
 mod apps;
 mod attempts;
 mod devices;
+mod lifetimes;
 mod news;
 mod notices;
 mod operator;

@@ -2,8 +2,10 @@
 //! part of the name.
 
 mod nics;
+mod reload;
 
 pub use nics::{AttachNic, NicAttached, NicDetached, NicListed};
+pub use reload::{ConfigChange, Reloaded};
 
 use crate::config::Role;
 use push_common::wire::SessionId;

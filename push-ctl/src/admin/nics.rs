@@ -60,7 +60,7 @@ async fn attach_checked(operator: &Operator, asked: &AttachNic) -> Answer<NicAtt
         trigger_addresses,
     };
     let is = statuses(operator).await?;
-    check(&operator.daemon.config, &is, &nic)?;
+    check(&operator.daemon.in_force.config(), &is, &nic)?;
     operator.controller.attach_nic((&nic).into()).await??;
     let is = statuses(operator).await?;
     let status = is.into_iter().find(|status| status.name == nic.name);
@@ -152,11 +152,11 @@ fn check(config: &config::Config, is: &[NicStatus], nic: &config::Nic) -> Result
 pub(super) async fn statuses(operator: &Operator) -> Result<Vec<NicStatus>, Problem> {
     let nics = operator.controller.nics().await;
     let nics = nics.map_err(|error| kernel_problem(&error))?;
-    let daemon = &operator.daemon;
-    Ok(nics.into_iter().map(|nic| status(nic, daemon)).collect())
+    let config = operator.daemon.in_force.config();
+    Ok(nics.into_iter().map(|nic| status(nic, &config)).collect())
 }
 
-fn status(nic: dataplane::NicStatus, daemon: &Daemon) -> NicStatus {
+fn status(nic: dataplane::NicStatus, config: &config::Config) -> NicStatus {
     let role = Role::of(nic.takes_triggers, nic.takes_acks);
     let is_it = |configured: &&config::Nic| {
         let like = dataplane::Nic::from(*configured);
@@ -168,7 +168,7 @@ fn status(nic: dataplane::NicStatus, daemon: &Daemon) -> NicStatus {
     };
     NicStatus {
         role,
-        configured: daemon.config.nic.iter().find(is_it).is_some(),
+        configured: config.nic.iter().any(|nic| is_it(&nic)),
         trigger_addresses: nic.trigger_addresses,
         name: nic.name,
         index: nic.index,
@@ -181,7 +181,8 @@ fn status(nic: dataplane::NicStatus, daemon: &Daemon) -> NicStatus {
 
 /// What isn't as the configuration has it.
 pub(super) fn warnings(daemon: &Daemon, nics: &[NicStatus]) -> Vec<String> {
-    let configured = daemon.config.nic.iter();
+    let config = daemon.in_force.config();
+    let configured = config.nic.iter();
     let missing = configured.filter(|nic| !nics.iter().any(|other| other.name == nic.name));
     missing
         .map(|nic| {

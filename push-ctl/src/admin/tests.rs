@@ -29,6 +29,7 @@ async fn admin() -> Admin {
     let mut config: Config = toml::from_str(&format!("{}{realm}", Config::example())).unwrap();
     config.path = "/etc/push/push.toml".into();
     let daemon = Daemon {
+        in_force: Arc::new(InForce::new(config.clone(), controller.clone())),
         config,
         store: "/var/lib/push/push.redb".into(),
         started: Instant::now(),
@@ -85,7 +86,11 @@ async fn the_status_has_everything() {
     );
     let nic = json!({ "name": "eth1", "index": 2, "role": "external", "configured": true, "trigger_addresses": ["198.51.100.1", "2001:db8:51::1"], "mode": "native", "program_id": 12, "link_id": 3, "adopted": false });
     assert_eq!(status["nics"], json!([nic]));
-    assert_eq!(status["warnings"], json!(["forwarding is off"]));
+    let warnings = [
+        "forwarding is off",
+        "eth2 is in the configuration but was detached: `push-ctl nic attach eth2 --role internal` or the next start attaches to it",
+    ];
+    assert_eq!(status["warnings"], json!(warnings));
     assert_eq!(status["internal"][0], "10.64.0.1:5683");
     assert_eq!(status["realms"], admin.get("/v1/realms").await);
     assert_eq!(status["pid"], std::process::id());

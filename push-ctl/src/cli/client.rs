@@ -153,6 +153,12 @@ fn hint(kind: &str) -> Option<String> {
     let hint = match kind.strip_prefix("urn:push:problem:")? {
         "unknown-app" | "app-exists" | "apps-full" => "`push-ctl app list` shows which there are",
         "unknown-session" => "`push-ctl session list` shows which there are",
+        "bad-config" => {
+            "`push-ctl config check` checks a file, `push-ctl config example` explains every key"
+        }
+        "needs-restart" => {
+            "`systemctl restart push`, or end the daemon and start it anew: delivery goes on meanwhile"
+        }
         "unknown-nic" => "`ip -br link` lists those of the daemon's network namespace",
         "nic-attached" | "nic-not-attached" => "`push-ctl nic list` shows which are attached",
         "unknown-terminal" => "`push-ctl terminal list` shows which there are",

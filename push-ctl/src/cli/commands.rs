@@ -8,6 +8,7 @@ pub(super) mod gateway;
 pub(super) mod health;
 pub(super) mod man;
 pub(super) mod nics;
+pub(super) mod reload;
 pub(super) mod store;
 pub(super) mod sysdump;
 
