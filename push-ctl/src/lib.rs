@@ -128,7 +128,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         config.triggers.port,
         stopped(),
     );
-    let in_force = Arc::new(InForce::new(config.clone(), controller.clone()));
+    let in_force = Arc::new(InForce::new(config.clone(), controller.clone(), events));
     let hangups = signal(SignalKind::hangup()).context("cannot wait for SIGHUP")?;
     let daemon = admin::Daemon {
         config,

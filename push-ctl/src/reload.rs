@@ -3,6 +3,8 @@
 
 use crate::config::{Change, Changes, Config, ConfigError};
 use crate::controller::{Controller, Stopped};
+use crate::events::{Bus, Event, What};
+use crate::limits;
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::signal::unix::Signal;
 use tokio::sync::Mutex;
@@ -12,6 +14,7 @@ use tracing::{error, info};
 pub struct InForce {
     config: RwLock<Arc<Config>>,
     controller: Controller,
+    events: Bus,
     /// One reload after the other.
     turn: Mutex<()>,
 }
@@ -37,12 +40,13 @@ pub enum ReloadError {
 }
 
 impl InForce {
-    /// This one, which the controller was started with.
+    /// This one, which the controller was started with. What changes is published on `events`.
     #[must_use]
-    pub fn new(config: Config, controller: Controller) -> Self {
+    pub fn new(config: Config, controller: Controller, events: Bus) -> Self {
         Self {
             config: RwLock::new(Arc::new(config)),
             controller,
+            events,
             turn: Mutex::new(()),
         }
     }
@@ -70,6 +74,12 @@ impl InForce {
                 } in changes
                 {
                     info!(key, before, after, "reloaded the configuration: changed");
+                }
+                let changes = changes.iter().map(ToString::to_string).collect();
+                let what = What::Reloaded { changes };
+                // If the controller has stopped meanwhile, nobody listens any more.
+                if let Ok(at) = self.controller.observe(|view| view.now).await {
+                    self.events.publish(Event { at, what });
                 }
             }
             Err(error) => error!("the configuration in force stays: {error}"),
@@ -100,16 +110,17 @@ impl InForce {
         let Changes {
             keys,
             data_plane,
-            lifetimes,
+            limits: limits_change,
         } = changes;
         // First what may be refused, and then takes back itself what it has done of it.
         if data_plane != Default::default() {
             let applied = self.controller.reconfigure(data_plane).await?;
             applied.map_err(ReloadError::Refused)?;
         }
-        if let Some((default, max)) = lifetimes {
+        if limits_change {
+            let limits = limits(&after);
             self.controller
-                .apply(move |sessions, _now| sessions.set_lifetimes(default, max))
+                .apply(move |sessions, _now| sessions.set_limits(limits))
                 .await?;
         }
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(after);

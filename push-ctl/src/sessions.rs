@@ -21,7 +21,7 @@ mod answers;
 mod apps;
 mod attempts;
 mod devices;
-mod lifetimes;
+mod limits;
 mod news;
 mod notices;
 mod operator;

@@ -3,6 +3,7 @@
 use super::*;
 use crate::app_key::AppKey;
 use crate::controller::tests::{World, authorised};
+use crate::events::Bus;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -29,7 +30,11 @@ async fn admin() -> Admin {
     let mut config: Config = toml::from_str(&format!("{}{realm}", Config::example())).unwrap();
     config.path = "/etc/push/push.toml".into();
     let daemon = Daemon {
-        in_force: Arc::new(InForce::new(config.clone(), controller.clone())),
+        in_force: Arc::new(InForce::new(
+            config.clone(),
+            controller.clone(),
+            Bus::default(),
+        )),
         config,
         store: "/var/lib/push/push.redb".into(),
         started: Instant::now(),

@@ -3,7 +3,7 @@
 use super::{Config, DataPlane, External, Gtpu, Internal, Nic, Realm, Sessions, Triggers};
 use crate::dataplane;
 use std::collections::BTreeSet;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +20,14 @@ pub struct Change {
     pub needs_restart: bool,
 }
 
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".to_owned());
+        let (before, after) = (text(&self.before), text(&self.after));
+        write!(f, "{}: {before} became {after}", self.key)
+    }
+}
+
 /// All that is different.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -27,8 +35,8 @@ pub struct Changes {
     pub keys: Vec<Change>,
     /// Those that the data plane applies.
     pub data_plane: dataplane::Reconfiguration,
-    /// `sessions.default_lifetime` and `sessions.max_lifetime`, if one of them is different.
-    pub lifetimes: Option<(Duration, Duration)>,
+    /// Whether one of the limits of sessions is different that can change at run time.
+    pub limits: bool,
 }
 
 impl Changes {
@@ -78,14 +86,28 @@ impl Changes {
             slots,
             default_lifetime,
             max_lifetime,
+            per_terminal,
+            rotation_overlap,
         } = before;
         self.restart("sessions.slots", slots, &after.slots, u32::to_string);
-        let (default_key, max_key) = ("sessions.default_lifetime", "sessions.max_lifetime");
-        let default = self.live(default_key, default_lifetime, &after.default_lifetime, time);
-        let max = self.live(max_key, max_lifetime, &after.max_lifetime, time);
-        if default || max {
-            self.lifetimes = Some((after.default_lifetime, after.max_lifetime));
+        let times = [
+            (
+                "sessions.default_lifetime",
+                default_lifetime,
+                &after.default_lifetime,
+            ),
+            ("sessions.max_lifetime", max_lifetime, &after.max_lifetime),
+            (
+                "sessions.rotation_overlap",
+                rotation_overlap,
+                &after.rotation_overlap,
+            ),
+        ];
+        for (key, before, after) in times {
+            self.limits |= self.live(key, before, after, time);
         }
+        let key = "sessions.per_terminal";
+        self.limits |= self.live(key, per_terminal, &after.per_terminal, u32::to_string);
     }
 
     fn triggers(&mut self, before: &Triggers, after: &Triggers) {
@@ -319,6 +341,18 @@ mod tests {
                 "sessions.max_lifetime",
                 false,
             ),
+            (
+                "per_terminal = 64",
+                "per_terminal = 8",
+                "sessions.per_terminal",
+                false,
+            ),
+            (
+                "rotation_overlap = \"5m\"",
+                "rotation_overlap = \"1m\"",
+                "sessions.rotation_overlap",
+                false,
+            ),
             ("port = 5050", "port = 5051", "triggers.port", true),
             (
                 "keep_source = false",
@@ -382,7 +416,7 @@ mod tests {
         for (from, to, key, needs_restart) in cases {
             let (changes, keys) = changed(from, to);
             assert_eq!(keys, [(key.to_owned(), needs_restart)], "{to}");
-            let applied = changes.lifetimes.is_some() || changes.data_plane != Default::default();
+            let applied = changes.limits || changes.data_plane != Default::default();
             assert_eq!(applied, !needs_restart, "{to}");
         }
         let (changes, keys) = changed("slots = 65536", "");
