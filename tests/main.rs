@@ -9,6 +9,7 @@
 //! | [`attachment`] | how the program gets onto NICs, and survives |
 //! | [`nics`] | that NICs come and go while triggers flow |
 //! | [`reload`] | that the configuration is read anew, all of it or nothing |
+//! | [`watched`] | what is handed out of packets that name a session that is watched |
 //! | [`races`] | that two CPUs, restarts and changes at any moment make no difference |
 //! | [`model`] | that the program does what a second path, written from the documents, does |
 //! | [`judged`] | what tshark, scapy and the kernel's own stack say of what it sends |
@@ -47,3 +48,4 @@ mod reload;
 mod service;
 mod story;
 mod verdicts;
+mod watched;

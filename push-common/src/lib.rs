@@ -13,6 +13,7 @@
 //! | [`checksum`] | incremental Internet checksums |
 //! | [`verdict`] | what can become of a packet |
 //! | [`maps`] | names, sizes and records of the BPF maps |
+//! | [`watch`] | those by which an operator watches a session |
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -26,4 +27,5 @@ pub mod tag;
 #[cfg(feature = "token")]
 pub mod token;
 pub mod verdict;
+pub mod watch;
 pub mod wire;

@@ -10,6 +10,7 @@
 //! | `link_NIC` | the attachment to a NIC (`.` in a name becomes `%`) |
 
 mod attach;
+mod captures;
 mod events;
 mod gates;
 mod generic_netlink;
@@ -20,12 +21,15 @@ mod nics;
 mod pins;
 mod policies;
 mod probe;
+mod seen;
 mod settings;
 pub mod survey;
 mod table;
 
+pub use captures::{Captured, Captures};
 pub use events::Told;
 pub use probe::Prober;
+pub use seen::{SessionSeen, WaySeen, WayState};
 pub use settings::{
     Gtpu, Nic, NicCounters, NicRefusal, NicStatus, Policy, Rate, Realm, RealmLink, Reconfiguration,
     SessionCounters, SessionImage, Settings, TestRun, Tunnel,
@@ -51,6 +55,7 @@ use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use survey::Switch;
 use table::SessionTable;
@@ -67,6 +72,8 @@ pub struct Dataplane {
     /// What is in the map of it.
     meta: Meta,
     attached: Vec<Arc<Attached>>,
+    /// Whether a session is being watched.
+    is_watching: Arc<AtomicBool>,
     sessions: SessionTable,
     previous_keys: HashMap<MapData, u32, PreviousKeyBytes>,
     next_hops: NextHops,
@@ -166,6 +173,7 @@ impl Dataplane {
             settings,
             meta,
             attached,
+            is_watching: Arc::default(),
             sessions,
             previous_keys,
             next_hops,

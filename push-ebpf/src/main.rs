@@ -25,6 +25,7 @@ mod outbound;
 mod packet;
 mod shared;
 mod tell;
+mod watched;
 
 use ack::PendingWords;
 use aya_ebpf::bindings::{self, xdp_action};
@@ -51,6 +52,7 @@ use push_common::wire::{
 use push_common::{activity, rate};
 use shared::{Image, Session, load};
 use tell::tell;
+use watched::{hand_out, watched};
 
 /// The session table: the slot of a session identifier is the index. Userspace maps it into its memory.
 #[btf_map(name = "push_sessions")]
@@ -102,6 +104,8 @@ struct Notes {
     datagram: Datagram,
     outbound: Outbound,
     pending: PendingWords,
+    /// Value of the session identifier that the packet names; 0 if it doesn't get as far.
+    named: u64,
 }
 
 /// One for each CPU.
@@ -145,6 +149,10 @@ fn push(context: XdpContext) -> u32 {
     let length = frame.len();
     let (Ok(verdict) | Err(verdict)) = path(&context, frame, length);
     count(verdict, length);
+    let watched = watched();
+    if watched != 0 && watched == named() {
+        hand_out(&context, verdict, length, watched);
+    }
     #[cfg(feature = "log")]
     if let Action::Drop = verdict.action() {
         aya_log_ebpf::info!(&context, "dropped: verdict {}", verdict as u32);
@@ -171,7 +179,9 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
         datagram,
         outbound,
         pending,
+        named,
     } = unsafe { &mut *notes };
+    *named = 0;
     datagram.parse(frame)?;
     let datagram = &*datagram;
     let udp = frame
@@ -238,7 +248,8 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
     }
 
     // Session: what belongs together of it was together at one moment.
-    let id = SessionId::from_u64(trigger.session_id.get());
+    *named = trigger.session_id.get();
+    let id = SessionId::from_u64(*named);
     let unknown = || {
         if is_trigger {
             tell(EventKind::UnknownSession, id, datagram);
@@ -564,6 +575,15 @@ fn count(verdict: Verdict, length: usize) {
         count.packets = count.packets.wrapping_add(1);
         count.bytes = count.bytes.wrapping_add(length as u64);
     }
+}
+
+/// What the packet that has just been on its way names.
+#[inline(always)]
+fn named() -> u64 {
+    // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
+    NOTES
+        .get_ptr(0)
+        .map_or(0, |notes| unsafe { (*notes).named })
 }
 
 /// This NIC's, on this CPU.

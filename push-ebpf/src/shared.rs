@@ -196,7 +196,7 @@ unsafe fn swap_if(word: *mut u64, old: u64, new: u64) -> bool {
 ///
 /// `word` must be valid for reads and writes, and aligned.
 #[inline(always)]
-unsafe fn add(word: *mut u64, n: u64) {
+pub(crate) unsafe fn add(word: *mut u64, n: u64) {
     // SAFETY: the caller's promise.
     #[cfg(target_arch = "bpf")]
     unsafe {

@@ -16,15 +16,20 @@ static EVENTS: RingBuf<(), { EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map(name = "push_limits")]
 static LIMITS: PerCpuArray<EventLimits, 1> = PerCpuArray::new();
 
+/// What this CPU has told, and when.
+#[inline(always)]
+pub(crate) fn limits() -> Option<&'static mut EventLimits> {
+    // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
+    LIMITS.get_ptr_mut(0).map(|limits| unsafe { &mut *limits })
+}
+
 /// Tells of a datagram, unless its kind was told of just before; then it is counted, and told of with the
 /// next one.
 #[inline(never)]
 pub(crate) fn tell(kind: EventKind, id: SessionId, datagram: &Datagram) {
-    let Some(limits) = LIMITS.get_ptr_mut(0) else {
+    let Some(limits) = limits() else {
         return;
     };
-    // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
-    let limits = unsafe { &mut *limits };
     // SAFETY: has no requirements.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
     let next_ns = &mut limits.next_ns[kind as usize];

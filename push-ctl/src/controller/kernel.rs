@@ -1,12 +1,13 @@
 //! What the controller needs of a data plane.
 
 use crate::dataplane::{
-    Dataplane, Nic, NicCounters, NicRefusal, NicStatus, Policy, Reconfiguration, SessionCounters,
-    SessionImage, Told,
+    Captures, Dataplane, Nic, NicCounters, NicRefusal, NicStatus, Policy, Reconfiguration,
+    SessionCounters, SessionImage, SessionSeen, Told,
 };
 use push_common::wire::SessionId;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
 /// The kernel's answer about the NICs, to come.
 pub type NicsFuture<'a> = Pin<Box<dyn Future<Output = anyhow::Result<Vec<NicStatus>>> + 'a>>;
@@ -72,6 +73,18 @@ pub trait Kernel: Send + 'static {
     fn reconfigure(&mut self, to: Reconfiguration) -> ReconfiguredFuture<'_>;
     /// Addresses to which triggers are sent, of all NICs.
     fn trigger_addresses(&self) -> Vec<IpAddr>;
+    /// A session as the path sees it; `None` if it doesn't.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal.
+    fn session_seen(&self, id: SessionId) -> anyhow::Result<Option<SessionSeen>>;
+    /// Watches a session for this time.
+    ///
+    /// # Errors
+    ///
+    /// Another one is being watched, or the kernel refuses.
+    fn capture(&self, id: SessionId, time: Duration) -> anyhow::Result<Captures>;
     /// What the operator should mend, one sentence each.
     fn warnings(&self) -> Vec<String>;
 }
@@ -147,6 +160,14 @@ impl Kernel for Dataplane {
 
     fn trigger_addresses(&self) -> Vec<IpAddr> {
         Self::trigger_addresses(self)
+    }
+
+    fn session_seen(&self, id: SessionId) -> anyhow::Result<Option<SessionSeen>> {
+        Self::session_seen(self, id)
+    }
+
+    fn capture(&self, id: SessionId, time: Duration) -> anyhow::Result<Captures> {
+        Self::capture(self, id, time)
     }
 
     fn warnings(&self) -> Vec<String> {

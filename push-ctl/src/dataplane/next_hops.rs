@@ -29,6 +29,7 @@ mod tests;
 mod watch;
 
 pub(super) use asking::Asker;
+pub(super) use egresses::tags_of;
 pub(super) use memory::NextHopTable;
 pub(super) use mirror::Neighbour;
 pub(super) use news::News;
@@ -42,7 +43,7 @@ use egresses::Egresses;
 use entries::identity;
 use mirror::{Mirror, View};
 use prefix::Prefix;
-use push_common::maps::{Hop, MAX_NEXT_HOPS, NextHopRecord};
+use push_common::maps::{EgressRecord, Hop, MAX_NEXT_HOPS, NextHopRecord};
 use push_common::wire::SessionId;
 use routes::{TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
 use slots::Slots;
@@ -278,6 +279,15 @@ impl NextHops {
             Hop::NO_ROUTE => Some("no_route"),
             _ => None,
         }
+    }
+
+    /// What stands at this index, and the egress that it refers to.
+    pub(super) fn seen(&self, index: u16) -> (NextHopRecord, EgressRecord) {
+        if u32::from(index) >= MAX_NEXT_HOPS {
+            return Default::default();
+        }
+        let record = self.table.record(index);
+        (record, self.table.egress(record.hop.egress))
     }
 
     /// When [`NextHops::apply`] has something to do even if there is no news.

@@ -7,6 +7,7 @@ use push_common::maps::{
     ALLOWED_SOURCES, COUNTERS, EGRESSES, EVENT_LIMITS, EVENTS, LAYOUT_VERSION, MAX_NICS, META,
     Meta, NEXT_HOPS, NIC_NAME_LEN, PENDING_ACKS, POLICIES, PREVIOUS_KEYS, SESSIONS, STAGED,
 };
+use push_common::watch::{CAPTURES, WATCH};
 use std::fs::File;
 use std::path::Path;
 use std::thread;
@@ -31,7 +32,7 @@ pub(super) fn lock(pin_dir: &Path) -> Result<File> {
 }
 
 /// All maps that outlive the process.
-pub(super) const MAPS: [&str; 12] = [
+pub(super) const MAPS: [&str; 14] = [
     META,
     SESSIONS,
     STAGED,
@@ -44,6 +45,8 @@ pub(super) const MAPS: [&str; 12] = [
     COUNTERS,
     EVENTS,
     EVENT_LIMITS,
+    WATCH,
+    CAPTURES,
 ];
 
 /// How long a process that is ending may take.

@@ -103,6 +103,13 @@ impl Policies {
         Ok(())
     }
 
+    /// What the path enforces for sessions that refer to this slot.
+    pub(super) fn seen(&self, slot: u16) -> Result<PolicyRecord> {
+        let bytes = self.records.get(&u32::from(slot), 0);
+        let bytes = bytes.context("cannot read the map of policies")?;
+        Ok(bytemuck::pod_read_unaligned(&bytes))
+    }
+
     fn take(&mut self, slot: u16, prefix: &Prefix) -> Result<()> {
         let &(bits, data) = prefix;
         self.allowed

@@ -175,6 +175,24 @@ impl SessionTable {
             .map(|record| unsafe { (&raw const (*record).control).read() })
     }
 
+    /// The record of a session without its key, if it is in the table.
+    pub(super) fn first_line(&self, id: SessionId) -> Option<SessionRecord> {
+        let record = self.live(id)?;
+        // SAFETY: as in `install`; nothing but this process, which is here, changes what belongs together.
+        unsafe {
+            Some(SessionRecord {
+                generation: id.generation(),
+                expires_tick: expires(record).load(Ordering::Relaxed),
+                control: (&raw const (*record).control).read_volatile(),
+                device_address: (&raw const (*record).device_address).read_volatile(),
+                teid: (&raw const (*record).teid).read_volatile(),
+                full_at_ns: (&raw const (*record).full_at_ns).read_volatile(),
+                activity: (&raw const (*record).activity).read_volatile(),
+                ..SessionRecord::zeroed()
+            })
+        }
+    }
+
     /// What the path has counted for a session, if it is in the table.
     pub(super) fn activity(&self, id: SessionId) -> Option<Activity> {
         let record = self.live(id)?;

@@ -120,3 +120,11 @@ fn record(egress: &Egress) -> EgressRecord {
         }),
     }
 }
+
+/// VLAN identifiers of the tags of an egress, the outer one first.
+pub(in super::super) fn tags_of(egress: &EgressRecord) -> Vec<u16> {
+    let count = egress.tag_count as usize;
+    let tags = egress.tags.iter().take(count);
+    tags.map(|&[_, _, high, low]| u16::from_be_bytes([high, low]) & 0xFFF)
+        .collect()
+}
