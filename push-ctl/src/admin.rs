@@ -7,6 +7,7 @@
 pub mod api;
 mod apps;
 mod devices;
+mod events;
 mod gateway;
 pub mod listing;
 mod policy;
@@ -18,6 +19,7 @@ pub use socket::{Socket, SocketError};
 
 use crate::config::Config;
 use crate::controller::{Controller, Stopped};
+use crate::events::Bus;
 use crate::problem::{Problem, in_size, in_time, no_such_method, no_such_path};
 use crate::sessions::OperatorRefusal;
 use axum::extract::connect_info::Connected;
@@ -31,6 +33,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 use tracing::info;
 
 const MAX_BODY_BYTES: usize = 16 << 10;
@@ -45,6 +48,8 @@ pub struct Daemon {
     pub store: PathBuf,
     /// When it became ready.
     pub started: Instant,
+    /// Where it publishes what happens.
+    pub events: Bus,
 }
 
 /// Answers operators on this socket until `shutdown` is through.
@@ -58,7 +63,13 @@ pub async fn serve(
     daemon: Daemon,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let app = router(controller, daemon).into_make_service_with_connect_info::<Peer>();
+    // Who listens to events would otherwise keep its connection open, and the server from ending.
+    let (stop, stopping) = watch::channel(false);
+    let shutdown = async move {
+        shutdown.await;
+        stop.send_replace(true);
+    };
+    let app = router(controller, daemon, stopping).into_make_service_with_connect_info::<Peer>();
     axum::serve(socket.listener()?, app)
         .with_graceful_shutdown(shutdown)
         .await
@@ -118,11 +129,13 @@ impl Peer {
 struct Operator {
     controller: Controller,
     daemon: Arc<Daemon>,
+    /// True once the daemon is ending.
+    stopping: watch::Receiver<bool>,
 }
 
 type Answer<T> = Result<Json<T>, Problem>;
 
-fn router(controller: Controller, daemon: Daemon) -> Router {
+fn router(controller: Controller, daemon: Daemon, stopping: watch::Receiver<bool>) -> Router {
     Router::new()
         .route("/v1/status", get(gateway::status))
         .route("/v1/realms", get(gateway::realms))
@@ -148,6 +161,7 @@ fn router(controller: Controller, daemon: Daemon) -> Router {
             put(devices::set_tunnel).delete(devices::clear_tunnel),
         )
         .route("/v1/stats", get(gateway::stats))
+        .route("/v1/events", get(events::stream))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn(|request, next| {
@@ -159,6 +173,7 @@ fn router(controller: Controller, daemon: Daemon) -> Router {
         .with_state(Operator {
             controller,
             daemon: Arc::new(daemon),
+            stopping,
         })
 }
 

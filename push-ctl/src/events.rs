@@ -9,6 +9,7 @@ mod tests;
 use crate::dataplane::Told;
 use crate::sessions::News;
 use crate::sessions::records::{AppName, EndpointName, RegistrationId, UnixTime};
+use push_common::maps::EventKind;
 use push_common::wire::SessionId;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
@@ -59,6 +60,14 @@ pub struct Event {
     pub at: UnixTime,
     /// What.
     pub what: What,
+}
+
+impl Event {
+    /// Something that has happened just now.
+    #[must_use]
+    pub fn now(what: What) -> Self {
+        Self { at: now(), what }
+    }
 }
 
 /// What has happened.
@@ -167,17 +176,46 @@ pub struct EventLine {
 /// The kind of the line that says how many events a listener has lost, as [`EventLine::count`].
 pub const EVENTS_LOST: &str = "events_lost";
 
+/// All kinds of lines, those of the data plane last.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    let others = [
+        "terminal_registered",
+        "terminal_moved",
+        "terminal_left",
+        "terminal_suspended",
+        "terminal_resumed",
+        "terminal_removed",
+        "session_requested",
+        "session_authorised",
+        "session_ended",
+        "rotation_asked",
+        "token_issued",
+        "token_rotated",
+        "validation_refused",
+        "quota_exceeded",
+        "app_failed",
+        "app_recovered",
+        "notice_unanswered",
+        "operator_action",
+        "reloaded",
+        EVENTS_LOST,
+    ];
+    let told = EventKind::ALL.iter().map(|kind| kind.label());
+    others.into_iter().chain(told)
+}
+
 impl EventLine {
     /// That a listener has lost this many events.
     #[must_use]
-    pub fn lost(at: UnixTime, count: u64) -> Self {
+    pub fn lost(count: u64) -> Self {
         Self {
             count: Some(count),
-            ..Self::new(at, EVENTS_LOST)
+            ..Self::new(now(), EVENTS_LOST)
         }
     }
 
     fn new(at: UnixTime, kind: &str) -> Self {
+        debug_assert!(kinds().any(|known| known == kind), "{kind} is not listed");
         Self {
             at: rfc3339(at),
             kind: kind.to_owned(),
@@ -317,6 +355,13 @@ fn of_lifecycle(at: UnixTime, news: &News) -> EventLine {
             ..of_app("quota_exceeded", app)
         },
     }
+}
+
+fn now() -> UnixTime {
+    let since_epoch = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    UnixTime::from_millis(0).saturating_add(since_epoch)
 }
 
 /// RFC 3339 with milliseconds, UTC.

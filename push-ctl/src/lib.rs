@@ -81,6 +81,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     for warning in dataplane.warnings() {
         warn!("{warning}");
     }
+    let events = Bus::default();
     let (notices, for_devices_unasked) = mpsc::channel(NOTICES_LEN);
     let events = Bus::default();
     let outlets = Outlets {
@@ -127,6 +128,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         config,
         store: store_path,
         started: Instant::now(),
+        events,
     };
     let for_operators = admin::serve(&socket, controller.clone(), daemon, stopped());
     let servers = async {

@@ -19,7 +19,9 @@ use std::sync::Arc;
 use tracing::error;
 
 pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
-    let Operator { controller, daemon } = operator;
+    let Operator {
+        controller, daemon, ..
+    } = operator;
     let nics = controller
         .nics()
         .await
@@ -71,7 +73,9 @@ pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
 }
 
 pub(super) async fn realms(State(operator): State<Operator>) -> Answer<Vec<RealmStatus>> {
-    let Operator { controller, daemon } = operator;
+    let Operator {
+        controller, daemon, ..
+    } = operator;
     let realms = controller.observe(move |view| realm_statuses(&view, &daemon.config.realm));
     Ok(Json(realms.await?))
 }

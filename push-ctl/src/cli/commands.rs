@@ -7,6 +7,7 @@ pub(super) mod emulate;
 pub(super) mod gateway;
 pub(super) mod health;
 pub(super) mod man;
+pub(super) mod monitor;
 pub(super) mod store;
 pub(super) mod sysdump;
 

@@ -1,6 +1,6 @@
 use super::*;
+use crate::sessions::News;
 use crate::sessions::records::{AppFailure, EndCause, Left};
-use push_common::maps::EventKind;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::TryRecvError;
 
