@@ -8,11 +8,13 @@
 //! | [`sessions`] | the lifecycle of terminals and sessions, as a pure state machine |
 //! | [`store`] | what survives a restart |
 //! | [`dataplane`] | the XDP program and its maps; nothing else imports aya |
+//! | [`audit`] | who did what, for good |
 //! | [`events`] | what happens, as it happens |
 //! | [`controller`] | the one owner of these three, and how it is asked |
 //! | [`internal`] | CoAP for devices |
 //! | [`external`] | HTTPS for application servers |
 //! | [`admin`] | HTTP on a unix socket for the operator |
+//! | [`metrics`] | figures and health for machines that watch |
 //! | [`emulate`] | devices, for those who integrate and to put load on all of it |
 //! | [`doctor`] | what push needs of a machine, looked at |
 //! | [`service`] | what the service manager is told |
@@ -23,6 +25,7 @@
 
 pub mod admin;
 pub mod app_key;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod controller;
@@ -33,6 +36,7 @@ pub mod events;
 pub mod external;
 pub mod internal;
 pub mod listen;
+pub mod metrics;
 pub mod problem;
 pub mod random;
 pub mod service;
@@ -76,18 +80,25 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let tls = external::tls::server_config(&config.external, &config.state_dir, &names)?;
     let internal = internal_listeners(&config)?;
     let external = listen::tcp("external.listen", &config.external.listen)?;
+    let for_machines = listen::tcp("metrics.listen", &config.metrics.listen)?;
     let socket = admin::Socket::bind(&config.admin_socket)?;
+    let audit = audit::Log::open(audit::Settings {
+        file: config.audit_file(),
+        max_bytes: config.audit.max_bytes,
+        keep: config.audit.keep,
+    })?;
+    let _flushed = FlushAtEnd(audit.clone());
     let dataplane = Dataplane::open(settings(&config)).await?;
     for warning in dataplane.warnings() {
         warn!("{warning}");
     }
-    let events = Bus::default();
+    let events = Bus::audited(audit);
     let (notices, for_devices_unasked) = mpsc::channel(NOTICES_LEN);
-    let events = Bus::default();
     let outlets = Outlets {
         notices,
         events: events.clone(),
     };
+    let notices_waiting = outlets.notices.downgrade();
     let (controller, mut ended) =
         controller::start(sessions, store, dataplane, places(&config), outlets)?;
 
@@ -130,6 +141,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         started: Instant::now(),
         events,
     };
+    let sources = metrics::Sources {
+        controller: controller.clone(),
+        daemon: daemon.clone(),
+        notices: notices_waiting,
+    };
+    let for_machines = metrics::serve(for_machines, sources, stopped());
     let for_operators = admin::serve(&socket, controller.clone(), daemon, stopped());
     let servers = async {
         let for_devices = async {
@@ -138,7 +155,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
                 () = stopped() => Ok(()),
             }
         };
-        tokio::try_join!(for_devices, for_applications, for_operators)
+        tokio::try_join!(for_devices, for_applications, for_operators, for_machines)
     };
     tokio::pin!(servers);
     info!("push is ready");
@@ -168,6 +185,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         Err(_elapsed) => warn!("the controller was still busy"),
     }
     Ok(())
+}
+
+/// Whatever way the daemon ends, what happened is on disk then.
+struct FlushAtEnd(audit::Log);
+
+impl Drop for FlushAtEnd {
+    fn drop(&mut self) {
+        self.0.flush(GRACE);
+    }
 }
 
 fn limits(config: &Config) -> Limits {

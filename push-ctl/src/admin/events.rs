@@ -116,8 +116,7 @@ impl Listener {
 }
 
 fn add(lines: &mut String, line: &EventLine) {
-    let json = serde_json::to_string(line).expect("texts and numbers can be written as JSON");
-    lines.push_str(&json);
+    lines.push_str(&line.to_json());
     lines.push('\n');
 }
 

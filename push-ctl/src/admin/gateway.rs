@@ -66,7 +66,7 @@ pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
             internal: seen.config.internal.listen.clone(),
             realms: realm_statuses(&view, &seen.config.realm),
             external: seen.config.external.listen.clone(),
-            warnings: view.warnings,
+            warnings: [view.warnings, seen.warnings()].concat(),
         }
     });
     Ok(Json(status.await?))

@@ -1,7 +1,8 @@
 //! Who listens to events.
 
 use super::*;
-use crate::events::{Event, EventLine, News, What};
+use crate::events::{Event, EventLine, What};
+use crate::sessions::News;
 use crate::sessions::records::{EndCause, RegistrationId};
 use reqwest::Response;
 use tokio::time::timeout;
