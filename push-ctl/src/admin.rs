@@ -4,6 +4,7 @@
 //! event and leaves a line in the audit log, with the user and process that it came from. By hand:
 //! `curl --unix-socket /run/push/admin.sock http://push/v1/status`.
 
+mod activity;
 pub mod api;
 mod apps;
 mod devices;
@@ -20,9 +21,10 @@ pub use socket::{Socket, SocketError};
 use crate::audit::Log;
 use crate::config::Config;
 use crate::controller::{Controller, Stopped};
-use crate::events::{Bus, Event, OperatorAction, Refusal, What};
+use crate::events::{Bus, OperatorAction, Refusal, What};
 use crate::problem::{Problem, in_size, in_time, no_such_method, no_such_path};
 use crate::sessions::OperatorRefusal;
+use activity::Sampler;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::StatusCode;
@@ -153,7 +155,7 @@ impl Peer {
             pid,
         };
         self.events
-            .publish(Event::now(What::OperatorAction(Box::new(action))));
+            .publish_now(What::OperatorAction(Box::new(action)));
         self.noted.store(true, Ordering::Relaxed);
     }
 }
@@ -194,6 +196,7 @@ async fn audited(
 struct Operator {
     controller: Controller,
     daemon: Arc<Daemon>,
+    sampler: Sampler,
     /// True once the daemon is ending.
     stopping: watch::Receiver<bool>,
 }
@@ -204,6 +207,7 @@ fn router(controller: Controller, daemon: Daemon, stopping: watch::Receiver<bool
     let operator = Operator {
         controller,
         daemon: Arc::new(daemon),
+        sampler: Sampler::default(),
         stopping,
     };
     let audited = middleware::from_fn_with_state(operator.clone(), audited);
@@ -231,8 +235,9 @@ fn router(controller: Controller, daemon: Daemon, stopping: watch::Receiver<bool
             "/v1/sessions/{id}/tunnel",
             put(devices::set_tunnel).delete(devices::clear_tunnel),
         )
-        .route("/v1/stats", get(gateway::stats))
+        .route("/v1/stats", get(gateway::show_stats))
         .route("/v1/events", get(events::stream))
+        .route("/v1/activity", get(activity::show))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn(|request, next| {

@@ -10,6 +10,7 @@ mod live;
 mod log;
 mod people;
 mod policy;
+mod rates;
 mod trigger;
 
 use crate::config::{self, Config};
@@ -17,8 +18,10 @@ use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use commands::health::StatusOptions;
 use commands::man::Man;
 use commands::monitor::Monitor;
+use commands::stats::Stats;
 use commands::store::Store;
 use commands::sysdump::Sysdump;
+use commands::top::Top;
 use commands::{apps, devices, doctor, emulate, gateway, health};
 use log::LogFormat;
 use policy::PolicyOptions;
@@ -70,11 +73,9 @@ enum Command {
     #[command(subcommand)]
     Realm(Realm),
     /// Show what became of packets, with what it means
-    Stats {
-        /// Also verdicts that no packet got
-        #[arg(long)]
-        all: bool,
-    },
+    Stats(Stats),
+    /// Watch rates, and the busiest sessions and applications, on the terminal; q ends it
+    Top(Top),
     /// Show events as they happen, until interrupted
     Monitor(Monitor),
     /// The configuration of the daemon
@@ -307,7 +308,8 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
         Command::Status(options) => health::status(socket, &options),
         Command::Doctor(file) => doctor::doctor(socket, &file),
         Command::Store(command) => command.dispatch(),
-        Command::Stats { all } => client::ask(socket, gateway::stats(all)),
+        Command::Stats(stats) => stats.dispatch(socket, cli.json),
+        Command::Top(top) => top.dispatch(socket, cli.json),
         Command::Monitor(monitor) => monitor.dispatch(socket, cli.json),
         Command::Realm(Realm::List) => client::ask(socket, gateway::realm_list()),
         Command::App(command) => app(socket, command),

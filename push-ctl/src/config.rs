@@ -232,6 +232,16 @@ impl Role {
         }
     }
 
+    /// Stable name.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::External => "external",
+            Self::Internal => "internal",
+            Self::Both => "both",
+        }
+    }
+
     /// Whether acknowledgements of devices are taken.
     #[must_use]
     pub const fn takes_acks(self) -> bool {

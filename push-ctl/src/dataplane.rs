@@ -26,7 +26,7 @@ pub use events::Told;
 pub use probe::Prober;
 pub use settings::{
     Gtpu, Nic, NicCounters, NicStatus, Policy, Rate, Realm, RealmLink, SessionCounters,
-    SessionImage, Settings, TestRun, Tunnel,
+    SessionImage, SessionTraffic, Settings, TestRun, Tunnel,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -46,6 +46,7 @@ use push_common::verdict::Verdict;
 use push_common::wire::SessionId;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -345,6 +346,12 @@ impl Dataplane {
             acknowledged: activity.acknowledged,
             round_trip: (!round_trip.is_zero()).then_some(round_trip),
         })
+    }
+
+    /// What the path has counted for the sessions in these slots, by slot; `None` where there is none.
+    #[must_use]
+    pub fn traffic(&self, slots: Range<u32>) -> Vec<Option<SessionTraffic>> {
+        slots.map(|slot| self.sessions.traffic(slot)).collect()
     }
 
     /// About the highest sequence number that was accepted for a session, at most 127 below it; `None` if

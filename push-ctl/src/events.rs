@@ -64,11 +64,7 @@ impl Bus {
 
     /// Hands something that has just happened to all who listen. Doesn't wait.
     pub fn publish_now(&self, what: What) {
-        let since_epoch = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let at = UnixTime::from_millis(0).saturating_add(since_epoch);
-        self.publish(Event { at, what });
+        self.publish(Event::now(what));
     }
 
     /// All events from now on.

@@ -99,6 +99,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         events: events.clone(),
     };
     let notices_waiting = outlets.notices.downgrade();
+    let notice_counters = internal::NoticeCounters::default();
+    let unheard = events.clone();
     let (controller, mut ended) =
         controller::start(sessions, store, dataplane, places(&config), outlets)?;
 
@@ -113,14 +115,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let outgoing = internal::Outgoing {
         notices: for_devices_unasked,
         unanswered: Box::new(move |notice| {
-            events.publish_now(What::NoticeUnanswered {
+            unheard.publish_now(What::NoticeUnanswered {
                 to: notice.to,
                 notice: notice.kind.label(),
                 session: notice.kind.session(),
                 terminal: notice.kind.registration(),
             });
         }),
-        counters: internal::NoticeCounters::default(),
+        counters: notice_counters.clone(),
     };
     let for_devices = internal::serve(
         internal,
@@ -145,6 +147,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         controller: controller.clone(),
         daemon: daemon.clone(),
         notices: notices_waiting,
+        notice_counters,
     };
     let for_machines = metrics::serve(for_machines, sources, stopped());
     let for_operators = admin::serve(&socket, controller.clone(), daemon, stopped());

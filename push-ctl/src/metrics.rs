@@ -12,6 +12,7 @@ mod tests;
 
 use crate::admin::Daemon;
 use crate::controller::Controller;
+use crate::internal::NoticeCounters;
 use crate::problem::{Problem, in_time, no_such_method, no_such_path};
 use crate::sessions::Notice;
 use axum::extract::State;
@@ -50,6 +51,8 @@ pub struct Sources {
     pub daemon: Daemon,
     /// Where messages to devices wait to be sent; weak, so that who sends them can end.
     pub notices: WeakSender<Notice>,
+    /// What becomes of them.
+    pub notice_counters: NoticeCounters,
 }
 
 /// Answers on these sockets until `shutdown` is through; until then, too, if there are none.

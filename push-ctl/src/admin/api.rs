@@ -1,6 +1,10 @@
 //! What the daemon and the operator's command line say to each other. The keys are stable; a unit is
 //! part of the name.
 
+mod activity;
+
+pub use activity::{Activity, BusyApp, BusySession};
+
 use crate::config::Role;
 use push_common::wire::SessionId;
 use serde::{Deserialize, Deserializer, Serialize};

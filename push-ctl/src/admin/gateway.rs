@@ -19,31 +19,9 @@ use std::sync::Arc;
 use tracing::error;
 
 pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
-    let Operator {
-        controller, daemon, ..
-    } = operator;
-    let nics = controller
-        .nics()
-        .await
-        .map_err(|error| kernel_problem(&error))?;
-    let roles: HashMap<&str, Role> = daemon
-        .config
-        .nic
-        .iter()
-        .map(|nic| (nic.name.as_str(), nic.role))
-        .collect();
-    let nics = nics.into_iter().map(|nic| NicStatus {
-        role: roles.get(nic.name.as_str()).copied(),
-        name: nic.name,
-        index: nic.index,
-        mode: nic.mode.to_owned(),
-        program_id: nic.program_id,
-        link_id: nic.link_id,
-        adopted: nic.adopted,
-    });
-    let seen = Arc::clone(&daemon);
-    let nics = nics.collect();
-    let status = controller.observe(move |view| {
+    let nics = nic_statuses(&operator).await?;
+    let seen = Arc::clone(&operator.daemon);
+    let status = operator.controller.observe(move |view| {
         let counts = view.sessions.counts();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -80,16 +58,38 @@ pub(super) async fn realms(State(operator): State<Operator>) -> Answer<Vec<Realm
     Ok(Json(realms.await?))
 }
 
-pub(super) async fn stats(State(operator): State<Operator>) -> Answer<Stats> {
-    let (nics, events_lost) = operator
-        .controller
-        .observe(|view| (view.kernel.verdicts(), view.kernel.events_lost()))
-        .await?;
-    let nics = nics.map_err(|error| kernel_problem(&error))?;
-    Ok(Json(Stats {
+pub(super) async fn show_stats(State(operator): State<Operator>) -> Answer<Stats> {
+    let stats = operator.controller.observe(|view| stats(&view)).await?;
+    stats.map(Json).map_err(|error| kernel_problem(&error))
+}
+
+/// What became of packets up to now.
+pub(super) fn stats(view: &View<'_>) -> anyhow::Result<Stats> {
+    let nics = view.kernel.verdicts()?;
+    Ok(Stats {
         nics: nics.into_iter().map(nic_stats).collect(),
-        events_lost,
-    }))
+        events_lost: view.kernel.events_lost(),
+    })
+}
+
+/// The NICs as the kernel has them.
+pub(super) async fn nic_statuses(operator: &Operator) -> Result<Vec<NicStatus>, Problem> {
+    let nics = operator.controller.nics().await;
+    let nics = nics.map_err(|error| kernel_problem(&error))?;
+    let configured = operator.daemon.config.nic.iter();
+    let roles: HashMap<&str, Role> = configured
+        .map(|nic| (nic.name.as_str(), nic.role))
+        .collect();
+    let nics = nics.into_iter().map(|nic| NicStatus {
+        role: roles.get(nic.name.as_str()).copied(),
+        name: nic.name,
+        index: nic.index,
+        mode: nic.mode.to_owned(),
+        program_id: nic.program_id,
+        link_id: nic.link_id,
+        adopted: nic.adopted,
+    });
+    Ok(nics.collect())
 }
 
 /// Those of the configuration in its order, then those that only terminals know.
@@ -154,7 +154,7 @@ fn nic_stats(nic: NicCounters) -> NicStats {
     }
 }
 
-fn kernel_problem(error: &anyhow::Error) -> Problem {
+pub(super) fn kernel_problem(error: &anyhow::Error) -> Problem {
     error!(error = format!("{error:#}"), "the kernel can't be asked");
     Problem::new(
         StatusCode::INTERNAL_SERVER_ERROR,

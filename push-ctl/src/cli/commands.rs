@@ -8,8 +8,10 @@ pub(super) mod gateway;
 pub(super) mod health;
 pub(super) mod man;
 pub(super) mod monitor;
+pub(super) mod stats;
 pub(super) mod store;
 pub(super) mod sysdump;
+pub(super) mod top;
 
 fn none() -> String {
     "-".to_owned()

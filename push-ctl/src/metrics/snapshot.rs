@@ -4,6 +4,7 @@
 
 use super::{Sources, writable};
 use crate::dataplane::{NicCounters, NicStatus};
+use crate::internal::NoticeCounts;
 use crate::sessions::Counts;
 use crate::sessions::records::Availability;
 use anyhow::Result;
@@ -36,6 +37,7 @@ pub(super) struct Snapshot {
     nics: Vec<NicStatus>,
     events_lost: u64,
     notices_waiting: usize,
+    notices: NoticeCounts,
     warnings: usize,
     store_bytes: u64,
     store_is_writable: bool,
@@ -61,6 +63,7 @@ impl Snapshot {
             controller,
             daemon,
             notices,
+            notice_counters,
         } = sources;
         let requests_waiting = controller.waiting();
         let nics = controller.nics().await?;
@@ -87,6 +90,7 @@ impl Snapshot {
                     nics,
                     events_lost: view.kernel.events_lost(),
                     notices_waiting: 0,
+                    notices: NoticeCounts::default(),
                     warnings: view.warnings.len(),
                     store_bytes: 0,
                     store_is_writable: false,
@@ -101,6 +105,7 @@ impl Snapshot {
         snapshot.notices_waiting = notices.upgrade().map_or(0, |notices| {
             notices.max_capacity().saturating_sub(notices.capacity())
         });
+        snapshot.notices = notice_counters.read();
         snapshot.store_bytes = fs::metadata(&daemon.store).map_or(0, |file| file.len());
         snapshot.store_is_writable = writable(&daemon.store).is_ok();
         if let Some(audit) = daemon.events.audit() {
@@ -162,6 +167,32 @@ impl Snapshot {
                 .encode_histogram::<NoLabelSet>(sum_s, count, &buckets, None)?;
         }
         Ok(())
+    }
+
+    fn encode_notices(&self, form: &mut Form<'_>) -> fmt::Result {
+        let NoticeCounts {
+            sent,
+            retransmitted,
+            taken,
+            refused,
+            superseded,
+            unanswered,
+            dropped,
+        } = self.notices;
+        let by_outcome = [
+            ([("outcome", "taken")], taken),
+            ([("outcome", "refused")], refused),
+            ([("outcome", "superseded")], superseded),
+            ([("outcome", "unanswered")], unanswered),
+            ([("outcome", "dropped")], dropped),
+        ];
+        let help = "Messages to devices by what has become of them";
+        form.counters("notices", help, None, by_outcome.into_iter())?;
+        let help = "Messages to devices that were sent, and are neither answered nor given up";
+        let outstanding = sent.saturating_sub(taken + refused + unanswered);
+        form.gauge("notices_outstanding", help, None, outstanding)?;
+        let help = "Messages to devices that were sent once more";
+        form.counter("notices_retransmitted", help, retransmitted)
     }
 
     fn encode_sessions(&self, form: &mut Form<'_>) -> fmt::Result {
@@ -230,6 +261,7 @@ impl Collector for Snapshot {
         form.gauge("store_writable", help, None, flag(self.store_is_writable))?;
         let help = "Messages to devices that wait to be sent";
         form.gauge("notices_waiting", help, None, self.notices_waiting)?;
+        self.encode_notices(form)?;
         let help = "Requests that wait for the controller";
         form.gauge("requests_waiting", help, None, self.requests_waiting)?;
         let help = "How long the controller took to answer this request for figures";

@@ -50,6 +50,7 @@ async fn endpoint(world: &World) -> Endpoint {
         controller,
         daemon,
         notices: sender.downgrade(),
+        notice_counters: NoticeCounters::default(),
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -156,6 +157,7 @@ async fn others_read_the_metrics_and_find_what_there_is() {
         ("push_store_bytes", 5.0),
         ("push_store_writable", 1.0),
         ("push_notices_waiting", 0.0),
+        ("push_notices_outstanding", 0.0),
         ("push_requests_waiting", 0.0),
         ("push_warnings", 1.0),
         ("push_audit_writable", 1.0),

@@ -46,11 +46,7 @@ pub(super) fn status_for_people(status: &Status) -> String {
     facts.fact("applications", list(&status.external));
     let mut nics = Table::new(&["NIC", "INDEX", "ROLE", "MODE", "PROGRAM", "LINK", "SINCE"]);
     for nic in &status.nics {
-        let role = nic.role.map_or("-", |role| match role {
-            crate::config::Role::External => "external",
-            crate::config::Role::Internal => "internal",
-            crate::config::Role::Both => "both",
-        });
+        let role = nic.role.map_or("-", |role| role.label());
         nics.row([
             nic.name.clone(),
             nic.index.to_string(),
