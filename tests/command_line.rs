@@ -1,10 +1,11 @@
 //! The operator's command line against a running daemon: for people, for programs, and when it fails.
 
-use crate::story::{APP, PUSH_CTL, Story, outside, socket_address};
+use crate::story::{APP, PUSH_CTL, Story, outside, socket_address, wait_until};
 use push_common::verdict::Verdict;
 use push_common::wire::TriggerHeader;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -300,14 +301,14 @@ fn the_operators_day() {
     // Removing the application ends its sessions.
     people(lab, &["app", "remove", APP]);
     assert_eq!(lab.push_ctl_json(&["session", "list"]).unwrap(), json!([]));
-    let log = lab.log();
-    for action in ["app add", "app set", "revoke", "app remove"] {
-        assert!(
-            log.lines().any(|line| line.contains("audit")
-                && line.contains(action)
-                && line.contains("uid=0")),
-            "no audit line of {action}:\n{log}"
-        );
+    let audit = lab.folder().join("state/audit.log");
+    for action in ["app add", "app set", "session revoke", "app remove"] {
+        wait_until("an audit line of what was done", || {
+            let log = fs::read_to_string(&audit).unwrap();
+            let action = format!("\"action\":\"{action}\"");
+            log.lines()
+                .any(|line| line.contains(&action) && line.contains("\"uid\":0"))
+        });
     }
 }
 
@@ -377,7 +378,7 @@ fn the_example_configuration_is_right_and_explains_every_key() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("push.toml");
     let example = alone(&["config", "example"]).stdout;
-    std::fs::write(&file, &example).unwrap();
+    fs::write(&file, &example).unwrap();
     let file = file.to_str().unwrap();
     let checked = alone(&["config", "check", "-c", file]);
     assert!(
@@ -464,7 +465,7 @@ fn a_token_comes_from_a_file_or_standard_input_and_never_by_argument() {
 
     let folder = tempfile::tempdir().unwrap();
     let bad = folder.path().join("bad");
-    std::fs::write(&bad, format!("{token}0")).unwrap();
+    fs::write(&bad, format!("{token}0")).unwrap();
     let with_bad: Vec<&str> = send
         .into_iter()
         .chain(["--token-file", bad.to_str().unwrap()])

@@ -22,6 +22,7 @@
 //! | [`integrators`] | what those who integrate are given: emulated devices, a sender, a probe |
 //! | [`checkup`] | what an operator looks with when something is wrong |
 //! | [`service`] | the daemon as a service: its unit, its user, its watchdog, its log |
+//! | [`watching`] | events, the audit log, rates and metrics of a daemon at work |
 //! | [`bad_input`] | what is refused at the start and at the interfaces, and how |
 
 mod attachment;
@@ -49,3 +50,4 @@ mod service;
 mod story;
 mod verdicts;
 mod watched;
+mod watching;

@@ -82,7 +82,10 @@ fn packets_that_name_the_session_are_copied_with_their_verdicts_and_no_others() 
             assert!(captured.at >= begin - Duration::from_millis(10));
             assert!(captured.at <= SystemTime::now());
         }
-        assert!(seen.iter().all(|captured| captured.nic.as_deref() == Some(EXT)));
+        assert!(
+            seen.iter()
+                .all(|captured| captured.nic.as_deref() == Some(EXT))
+        );
         assert_eq!(captures.missed(), 0);
 
         // Who looks next gets nothing of what this one didn't take.

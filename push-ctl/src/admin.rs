@@ -1,12 +1,14 @@
 //! The admin interface, for the operator's command line: JSON over HTTP on a unix socket.
 //!
-//! Whoever may open the socket may do everything. Each request that changes something leaves a line in
-//! the log, target `audit`, with the user and process that it came from. By hand:
+//! Whoever may open the socket may do everything. Each request that changes something, or tries to, is an
+//! event and leaves a line in the audit log, with the user and process that it came from. By hand:
 //! `curl --unix-socket /run/push/admin.sock http://push/v1/status`.
 
+mod activity;
 pub mod api;
 mod apps;
 mod devices;
+mod events;
 mod gateway;
 pub mod listing;
 mod nics;
@@ -18,13 +20,19 @@ mod tests;
 
 pub use socket::{Socket, SocketError};
 
+use crate::audit::Log;
 use crate::config::Config;
 use crate::controller::{Controller, Stopped};
+use crate::events::{Bus, OperatorAction, Refusal, What};
 use crate::problem::{Problem, in_size, in_time, no_such_method, no_such_path};
 use crate::reload::InForce;
 use crate::sessions::OperatorRefusal;
+use activity::Sampler;
 use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::serve::IncomingStream;
 use axum::{Json, Router, middleware};
@@ -32,9 +40,11 @@ use serde::Serialize;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
-use tracing::info;
+use tokio::sync::watch;
+use tracing::error;
 
 const MAX_BODY_BYTES: usize = 16 << 10;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -50,6 +60,16 @@ pub struct Daemon {
     pub store: PathBuf,
     /// When it became ready.
     pub started: Instant,
+    /// Where it publishes what happens.
+    pub events: Bus,
+}
+
+impl Daemon {
+    /// What the operator should mend, one sentence each, besides what the controller knows of.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.events.audit().map(Log::warnings).unwrap_or_default()
+    }
 }
 
 /// Answers operators on this socket until `shutdown` is through.
@@ -63,7 +83,14 @@ pub async fn serve(
     daemon: Daemon,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let app = router(controller, daemon).into_make_service_with_connect_info::<Peer>();
+    // Who listens to events would otherwise keep its connection open, and the server from ending.
+    let (stop, stopping) = watch::channel(false);
+    let shutdown = async move {
+        shutdown.await;
+        stop.send_replace(true);
+    };
+    let app =
+        router(controller, daemon, stopping).into_make_service_with_connect_info::<Credentials>();
     axum::serve(socket.listener()?, app)
         .with_graceful_shutdown(shutdown)
         .await
@@ -71,12 +98,12 @@ pub async fn serve(
 
 /// Who is at the other end of the socket, as the kernel says.
 #[derive(Clone, Copy, Debug)]
-struct Peer {
+struct Credentials {
     uid: Option<u32>,
     pid: Option<i32>,
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+impl Connected<IncomingStream<'_, UnixListener>> for Credentials {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
         let credentials = stream.io().peer_cred().ok();
         Self {
@@ -86,48 +113,109 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     }
 }
 
+/// Who asks, and where it is noted what became of that.
+#[derive(Clone, Debug)]
+struct Peer {
+    credentials: Credentials,
+    events: Bus,
+    /// Whether it has been noted.
+    noted: Arc<AtomicBool>,
+}
+
 impl Peer {
     /// Notes what was done, or tried.
-    fn audit<T>(self, action: &str, object: &str, outcome: &Result<T, Problem>) {
-        self.note(action, object, None, outcome);
+    fn audit<T>(&self, action: &str, object: &str, outcome: &Result<T, Problem>) {
+        self.note(action, object, None, outcome.as_ref().err());
     }
 
     /// Notes what was changed to what, or tried to.
     fn audit_change<T>(
-        self,
+        &self,
         action: &str,
         object: &str,
         change: &impl Serialize,
         outcome: &Result<T, Problem>,
     ) {
-        let change = serde_json::to_string(change).ok();
-        self.note(action, object, change.as_deref(), outcome);
+        let change = serde_json::to_value(change).ok();
+        self.note(action, object, change, outcome.as_ref().err());
     }
 
-    fn note<T>(
-        self,
+    fn note(
+        &self,
         action: &str,
         object: &str,
-        change: Option<&str>,
-        outcome: &Result<T, Problem>,
+        change: Option<serde_json::Value>,
+        problem: Option<&Problem>,
     ) {
-        let Self { uid, pid } = self;
-        let outcome = outcome
-            .as_ref()
-            .map_or_else(|problem| problem.detail.as_str(), |_| "done");
-        info!(target: "audit", action, object, change, outcome, uid, pid);
+        let Credentials { uid, pid } = self.credentials;
+        let action = OperatorAction {
+            action: action.to_owned(),
+            object: object.to_owned(),
+            change,
+            refusal: problem.map(|problem| Refusal {
+                cause: problem.name().replace('-', "_"),
+                detail: problem.detail.clone(),
+            }),
+            uid,
+            pid,
+        };
+        self.events
+            .publish_now(What::OperatorAction(Box::new(action)));
+        self.noted.store(true, Ordering::Relaxed);
     }
+}
+
+/// Sees to it that no request that may change something goes unnoted, nor is left half done because who
+/// has asked goes away.
+async fn audited(
+    ConnectInfo(credentials): ConnectInfo<Credentials>,
+    State(operator): State<Operator>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if request.method().is_safe() {
+        return next.run(request).await;
+    }
+    let peer = Peer {
+        credentials,
+        events: operator.daemon.events.clone(),
+        noted: Arc::default(),
+    };
+    request.extensions_mut().insert(ConnectInfo(peer.clone()));
+    let action = request.method().as_str().to_lowercase();
+    let object = request.uri().path().to_owned();
+    let answered = tokio::spawn(async move {
+        let response = next.run(request).await;
+        if !peer.noted.load(Ordering::Relaxed) {
+            peer.note(&action, &object, None, response.extensions().get());
+        }
+        response
+    });
+    answered.await.unwrap_or_else(|error| {
+        error!(%error, "a request could not be answered");
+        StatusCode::INTERNAL_SERVER_ERROR.into_response()
+    })
 }
 
 #[derive(Clone)]
 struct Operator {
     controller: Controller,
     daemon: Arc<Daemon>,
+    sampler: Sampler,
+    /// True once the daemon is ending.
+    stopping: watch::Receiver<bool>,
 }
 
 type Answer<T> = Result<Json<T>, Problem>;
 
-fn router(controller: Controller, daemon: Daemon) -> Router {
+fn router(controller: Controller, daemon: Daemon, stopping: watch::Receiver<bool>) -> Router {
+    let operator = Operator {
+        controller,
+        daemon: Arc::new(daemon),
+        sampler: Sampler::default(),
+        stopping,
+    };
+    let audited = middleware::from_fn_with_state(operator.clone(), audited);
     Router::new()
         .route("/v1/status", get(gateway::status))
         .route("/v1/realms", get(gateway::realms))
@@ -154,8 +242,10 @@ fn router(controller: Controller, daemon: Daemon) -> Router {
             "/v1/sessions/{id}/tunnel",
             put(devices::set_tunnel).delete(devices::clear_tunnel),
         )
-        .route("/v1/stats", get(gateway::stats))
         .route("/v1/config/reload", post(reload::reload))
+        .route("/v1/stats", get(gateway::show_stats))
+        .route("/v1/events", get(events::stream))
+        .route("/v1/activity", get(activity::show))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn(|request, next| {
@@ -164,10 +254,8 @@ fn router(controller: Controller, daemon: Daemon) -> Router {
         .layer(middleware::from_fn(|request, next| {
             in_time(REQUEST_TIMEOUT, request, next)
         }))
-        .with_state(Operator {
-            controller,
-            daemon: Arc::new(daemon),
-        })
+        .layer(audited)
+        .with_state(operator)
 }
 
 impl From<OperatorRefusal> for Problem {

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// First characters of the text form, so that a leaked key is recognised as one.
-const PREFIX: &str = "pak_";
+pub(crate) const PREFIX: &str = "pak_";
 
 /// 256 secret random bits; the text form is `pak_` and 64 lower-case hexadecimal digits.
 #[derive(Zeroize, ZeroizeOnDrop)]

@@ -1,23 +1,28 @@
 //! The command line.
 //!
 //! Data goes to stdout, everything else to stderr: a table or a few lines for people, or with `-j` one
-//! line of JSON, errors too. Exits with 0 if it went well, 1 if not or if
-//! what was looked at isn't in order, 2 if the arguments make no sense.
+//! line of JSON, errors too; commands that go on print one line each time. Exits with 0 if it went well, 1
+//! if not or if what was looked at isn't in order, 2 if the arguments make no sense.
 
 mod client;
 mod commands;
+mod live;
 mod log;
 mod people;
 mod policy;
+mod rates;
 mod trigger;
 
 use crate::config::{self, Config};
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use commands::health::StatusOptions;
 use commands::man::Man;
+use commands::monitor::Monitor;
 use commands::nics::Nic;
+use commands::stats::Stats;
 use commands::store::Store;
 use commands::sysdump::Sysdump;
+use commands::top::Top;
 use commands::{apps, devices, doctor, emulate, gateway, health, reload};
 use log::LogFormat;
 use policy::PolicyOptions;
@@ -33,7 +38,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[command(name = "push-ctl", version, max_term_width = 110)]
 pub struct Cli {
     /// Print JSON, errors too
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, alias = "json-lines")]
     json: bool,
     /// Socket of the daemon, the `admin_socket` of its configuration
     #[arg(long, global = true, env = "PUSH_SOCKET", value_name = "FILE", default_value = config::DEFAULT_ADMIN_SOCKET)]
@@ -72,11 +77,11 @@ enum Command {
     #[command(subcommand)]
     Nic(Nic),
     /// Show what became of packets, with what it means
-    Stats {
-        /// Also verdicts that no packet got
-        #[arg(long)]
-        all: bool,
-    },
+    Stats(Stats),
+    /// Watch rates, and the busiest sessions and applications, on the terminal; q ends it
+    Top(Top),
+    /// Show events as they happen, until interrupted
+    Monitor(Monitor),
     /// The configuration of the daemon
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -184,6 +189,15 @@ impl Output {
             is_good: true,
         })
     }
+
+    /// Of a command that has printed all there was to say.
+    fn nothing() -> Self {
+        Self {
+            json: None,
+            people: String::new(),
+            is_good: true,
+        }
+    }
 }
 
 /// Why a command failed, and what can be done about it.
@@ -273,17 +287,12 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Prints to stdout. Who closes the pipe has read enough.
+/// Prints to stdout.
 fn print(text: &str) -> ExitCode {
-    let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            let _unread = writeln!(io::stderr(), "push-ctl: can't write to stdout: {error}");
+    match live::print(text) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.report(false);
             ExitCode::FAILURE
         }
     }
@@ -305,7 +314,9 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
         Command::Status(options) => health::status(socket, &options),
         Command::Doctor(file) => doctor::doctor(socket, &file),
         Command::Store(command) => command.dispatch(),
-        Command::Stats { all } => client::ask(socket, gateway::stats(all)),
+        Command::Stats(stats) => stats.dispatch(socket, cli.json),
+        Command::Top(top) => top.dispatch(socket, cli.json),
+        Command::Monitor(monitor) => monitor.dispatch(socket, cli.json),
         Command::Realm(Realm::List) => client::ask(socket, gateway::realm_list()),
         Command::Nic(command) => command.dispatch(socket),
         Command::App(command) => app(socket, command),

@@ -62,6 +62,51 @@ pub struct Config {
     pub gtpu: Gtpu,
     /// Where application servers validate tokens.
     pub external: External,
+    /// Who did what, for good.
+    #[serde(default)]
+    pub audit: Audit,
+    /// Where metrics can be had.
+    #[serde(default)]
+    pub metrics: Metrics,
+}
+
+impl Config {
+    /// The file of the audit log.
+    #[must_use]
+    pub fn audit_file(&self) -> PathBuf {
+        let file = self.audit.file.clone();
+        file.unwrap_or_else(|| self.state_dir.join("audit.log"))
+    }
+}
+
+/// Who did what, for good.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// The file; `audit.log` in the directory of the store if there is none.
+    pub file: Option<PathBuf>,
+    /// How long it gets before a new one is begun.
+    pub max_bytes: u64,
+    /// How many of those before it are kept.
+    pub keep: u32,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self {
+            file: None,
+            max_bytes: 16 << 20,
+            keep: 9,
+        }
+    }
+}
+
+/// Where metrics can be had.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Addresses and TCP ports; nowhere if there are none.
+    pub listen: Vec<SocketAddr>,
 }
 
 /// How many sessions there can be, and for how long.

@@ -171,6 +171,12 @@ impl Controller {
         self.trigger_addresses.borrow().clone()
     }
 
+    /// Requests that wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        QUEUE_LEN.saturating_sub(self.requests.capacity())
+    }
+
     async fn ask<T>(
         &self,
         request: impl FnOnce(oneshot::Sender<T>) -> Request,

@@ -32,7 +32,7 @@ pub use probe::Prober;
 pub use seen::{SessionSeen, WaySeen, WayState};
 pub use settings::{
     Gtpu, Nic, NicCounters, NicRefusal, NicStatus, Policy, Rate, Realm, RealmLink, Reconfiguration,
-    SessionCounters, SessionImage, Settings, TestRun, Tunnel,
+    SessionCounters, SessionImage, SessionTraffic, Settings, TestRun, Tunnel,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -53,6 +53,7 @@ use push_common::verdict::Verdict;
 use push_common::wire::SessionId;
 use std::fs::File;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -361,6 +362,12 @@ impl Dataplane {
             acknowledged: activity.acknowledged,
             round_trip: (!round_trip.is_zero()).then_some(round_trip),
         })
+    }
+
+    /// What the path has counted for the sessions in these slots, by slot; `None` where there is none.
+    #[must_use]
+    pub fn traffic(&self, slots: Range<u32>) -> Vec<Option<SessionTraffic>> {
+        slots.map(|slot| self.sessions.traffic(slot)).collect()
     }
 
     /// About the highest sequence number that was accepted for a session, at most 127 below it; `None` if

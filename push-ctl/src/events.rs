@@ -6,9 +6,11 @@
 #[cfg(test)]
 mod tests;
 
+use crate::audit;
 use crate::dataplane::Told;
 use crate::sessions::News;
 use crate::sessions::records::{AppName, EndpointName, RegistrationId, UnixTime};
+use push_common::maps::EventKind;
 use push_common::wire::SessionId;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
@@ -16,39 +18,65 @@ use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::broadcast;
 
+/// What the text forms of tokens and of applications' keys begin with.
+const SECRET_PREFIXES: [&str; 2] = [push_common::token::PREFIX, crate::app_key::PREFIX];
+
 /// Events that a listener can be behind before it loses some.
 const BACKLOG_LEN: usize = 8192;
 
 /// Where events are published, and listened to.
 #[derive(Clone, Debug)]
-pub struct Bus(broadcast::Sender<Arc<Event>>);
+pub struct Bus {
+    listeners: broadcast::Sender<Arc<Event>>,
+    audit: Option<audit::Log>,
+}
 
 impl Default for Bus {
     fn default() -> Self {
-        Self(broadcast::Sender::new(BACKLOG_LEN))
+        Self {
+            listeners: broadcast::Sender::new(BACKLOG_LEN),
+            audit: None,
+        }
     }
 }
 
 impl Bus {
+    /// Of which this log keeps what [`Event::is_audited`].
+    #[must_use]
+    pub fn audited(log: audit::Log) -> Self {
+        Self {
+            audit: Some(log),
+            ..Self::default()
+        }
+    }
+
     /// Hands an event to all who listen. Doesn't wait.
     pub fn publish(&self, event: Event) {
+        let event = Arc::new(event);
+        if let Some(log) = &self.audit
+            && event.is_audited()
+        {
+            log.record(Arc::clone(&event));
+        }
         // Without a listener there is nobody to tell.
-        let _unheard = self.0.send(Arc::new(event));
+        let _unheard = self.listeners.send(event);
     }
 
     /// Hands something that has just happened to all who listen. Doesn't wait.
     pub fn publish_now(&self, what: What) {
-        let since_epoch = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let at = UnixTime::from_millis(0).saturating_add(since_epoch);
-        self.publish(Event { at, what });
+        self.publish(Event::now(what));
     }
 
     /// All events from now on.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
-        self.0.subscribe()
+        self.listeners.subscribe()
+    }
+
+    /// The log that keeps them, if there is one.
+    #[must_use]
+    pub const fn audit(&self) -> Option<&audit::Log> {
+        self.audit.as_ref()
     }
 }
 
@@ -61,6 +89,23 @@ pub struct Event {
     pub what: What,
 }
 
+impl Event {
+    /// Whether who did what has to be known for good.
+    #[must_use]
+    pub const fn is_audited(&self) -> bool {
+        match &self.what {
+            What::Lifecycle(_) | What::OperatorAction(_) | What::Reloaded { .. } => true,
+            What::DataPlane(_) | What::NoticeUnanswered { .. } => false,
+        }
+    }
+
+    /// Something that has happened just now.
+    #[must_use]
+    pub fn now(what: What) -> Self {
+        Self { at: now(), what }
+    }
+}
+
 /// What has happened.
 #[derive(Clone, Debug)]
 pub enum What {
@@ -69,18 +114,7 @@ pub enum What {
     /// To triggers, as the path tells.
     DataPlane(Told),
     /// An operator did something, or tried to.
-    OperatorAction {
-        /// What, as in `session revoke`.
-        action: String,
-        /// To what.
-        object: String,
-        /// `done`, or why not.
-        outcome: String,
-        /// The operator's user, if the kernel says who it was.
-        uid: Option<u32>,
-        /// The operator's process.
-        pid: Option<i32>,
-    },
+    OperatorAction(Box<OperatorAction>),
     /// The configuration was read again.
     Reloaded {
         /// What is different now, a sentence each.
@@ -97,6 +131,32 @@ pub enum What {
         /// The terminal that it was about.
         terminal: Option<RegistrationId>,
     },
+}
+
+/// What an operator did, or tried to.
+#[derive(Clone, Debug)]
+pub struct OperatorAction {
+    /// What, as in `session revoke`.
+    pub action: String,
+    /// To what.
+    pub object: String,
+    /// What it was changed to.
+    pub change: Option<serde_json::Value>,
+    /// Why it was not done, if it wasn't.
+    pub refusal: Option<Refusal>,
+    /// The operator's user, if the kernel says who it was.
+    pub uid: Option<u32>,
+    /// The operator's process.
+    pub pid: Option<i32>,
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// In `snake_case`.
+    pub cause: String,
+    /// In words.
+    pub detail: String,
 }
 
 /// An event as programs get to see it: one line of `GET /v1/events`. The names are stable; what says
@@ -150,9 +210,18 @@ pub struct EventLine {
     /// To what.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub object: Option<String>,
-    /// `done`, or why not.
+    /// What it was changed to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub change: Option<serde_json::Value>,
+    /// `done`, or `refused`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
+    /// The cause in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Who did it, or tried to: `operator`, `app`, `device`, or `gateway` for what comes to pass by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
     /// The operator's user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
@@ -167,17 +236,55 @@ pub struct EventLine {
 /// The kind of the line that says how many events a listener has lost, as [`EventLine::count`].
 pub const EVENTS_LOST: &str = "events_lost";
 
+/// All kinds of lines, those of the data plane last.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    let others = [
+        "terminal_registered",
+        "terminal_moved",
+        "terminal_left",
+        "terminal_suspended",
+        "terminal_resumed",
+        "terminal_removed",
+        "session_requested",
+        "session_authorised",
+        "session_ended",
+        "rotation_asked",
+        "renewal_asked",
+        "token_issued",
+        "token_rotated",
+        "validation_refused",
+        "quota_exceeded",
+        "app_failed",
+        "app_recovered",
+        "notice_unanswered",
+        "operator_action",
+        "reloaded",
+        EVENTS_LOST,
+    ];
+    let told = EventKind::ALL.iter().map(|kind| kind.label());
+    others.into_iter().chain(told)
+}
+
 impl EventLine {
+    /// As JSON, on one line. What looks like a secret, because somebody has taken one for a name, is left
+    /// out.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let json = serde_json::to_string(self).expect("texts and numbers can be written as JSON");
+        without_secrets(json)
+    }
+
     /// That a listener has lost this many events.
     #[must_use]
-    pub fn lost(at: UnixTime, count: u64) -> Self {
+    pub fn lost(count: u64) -> Self {
         Self {
             count: Some(count),
-            ..Self::new(at, EVENTS_LOST)
+            ..Self::new(now(), EVENTS_LOST)
         }
     }
 
     fn new(at: UnixTime, kind: &str) -> Self {
+        debug_assert!(kinds().any(|known| known == kind), "{kind} is not listed");
         Self {
             at: rfc3339(at),
             kind: kind.to_owned(),
@@ -198,20 +305,29 @@ impl From<&Event> for EventLine {
                 source: Some(told.source),
                 ..line(told.kind.label())
             },
-            What::OperatorAction {
-                action,
-                object,
-                outcome,
-                uid,
-                pid,
-            } => Self {
-                action: Some(action.clone()),
-                object: Some(object.clone()),
-                outcome: Some(outcome.clone()),
-                uid: *uid,
-                pid: *pid,
-                ..line("operator_action")
-            },
+            What::OperatorAction(done) => {
+                let OperatorAction {
+                    action,
+                    object,
+                    change,
+                    refusal,
+                    uid,
+                    pid,
+                } = &**done;
+                let outcome = refusal.as_ref().map_or("done", |_| "refused");
+                Self {
+                    action: Some(action.clone()),
+                    object: Some(object.clone()),
+                    change: change.clone(),
+                    outcome: Some(outcome.to_owned()),
+                    cause: refusal.as_ref().map(|refusal| refusal.cause.clone()),
+                    detail: refusal.as_ref().map(|refusal| refusal.detail.clone()),
+                    by: Some("operator".to_owned()),
+                    uid: *uid,
+                    pid: *pid,
+                    ..line("operator_action")
+                }
+            }
             What::Reloaded { changes } => Self {
                 changes: changes.clone(),
                 ..line("reloaded")
@@ -233,14 +349,20 @@ impl From<&Event> for EventLine {
 }
 
 fn of_lifecycle(at: UnixTime, news: &News) -> EventLine {
+    let (by, outcome) = actor(news);
+    let new = |kind| EventLine {
+        by: Some(by.to_owned()),
+        outcome: Some(outcome.to_owned()),
+        ..EventLine::new(at, kind)
+    };
     let of_terminal = |kind, id: &RegistrationId, endpoint: &EndpointName| EventLine {
         terminal: Some(id.to_string()),
         endpoint: Some(endpoint.to_string()),
-        ..EventLine::new(at, kind)
+        ..new(kind)
     };
     let of_app = |kind, app: &AppName| EventLine {
         app: Some(app.to_string()),
-        ..EventLine::new(at, kind)
+        ..new(kind)
     };
     let of_session = |kind, id: &SessionId, app: &AppName| EventLine {
         session: Some(id.to_string()),
@@ -317,6 +439,49 @@ fn of_lifecycle(at: UnixTime, news: &News) -> EventLine {
             ..of_app("quota_exceeded", app)
         },
     }
+}
+
+/// Who has brought it about, and with what success.
+const fn actor(news: &News) -> (&'static str, &'static str) {
+    match news {
+        News::TerminalRegistered { .. }
+        | News::TerminalMoved { .. }
+        | News::SessionRequested { .. }
+        | News::TokenIssued { .. } => ("device", "done"),
+        News::SessionAuthorised { .. } | News::TokenRotated { .. } => ("app", "done"),
+        News::ValidationRefused { .. } | News::QuotaExceeded { .. } => ("app", "refused"),
+        // Their cause, or the operator's action before them, says more.
+        News::TerminalLeft { .. }
+        | News::TerminalSuspended { .. }
+        | News::TerminalResumed { .. }
+        | News::TerminalRemoved { .. }
+        | News::RotationAsked { .. }
+        | News::RenewalAsked { .. }
+        | News::SessionEnded { .. }
+        | News::AppFailed { .. }
+        | News::AppRecovered { .. } => ("gateway", "done"),
+    }
+}
+
+/// Instead of the digits of each token and key in a text, three dots.
+fn without_secrets(text: String) -> String {
+    let Some(at) = SECRET_PREFIXES
+        .iter()
+        .filter_map(|prefix| Some(text.find(prefix)? + prefix.len()))
+        .min()
+    else {
+        return text;
+    };
+    let (before, rest) = text.split_at(at);
+    let rest = rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric());
+    format!("{before}…{}", without_secrets(rest.to_owned()))
+}
+
+fn now() -> UnixTime {
+    let since_epoch = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    UnixTime::from_millis(0).saturating_add(since_epoch)
 }
 
 /// RFC 3339 with milliseconds, UTC.

@@ -9,11 +9,13 @@
 //! | [`sessions`] | the lifecycle of terminals and sessions, as a pure state machine |
 //! | [`store`] | what survives a restart |
 //! | [`dataplane`] | the XDP program and its maps; nothing else imports aya |
+//! | [`audit`] | who did what, for good |
 //! | [`events`] | what happens, as it happens |
 //! | [`controller`] | the one owner of these three, and how it is asked |
 //! | [`internal`] | CoAP for devices |
 //! | [`external`] | HTTPS for application servers |
 //! | [`admin`] | HTTP on a unix socket for the operator |
+//! | [`metrics`] | figures and health for machines that watch |
 //! | [`emulate`] | devices, for those who integrate and to put load on all of it |
 //! | [`doctor`] | what push needs of a machine, looked at |
 //! | [`service`] | what the service manager is told |
@@ -24,6 +26,7 @@
 
 pub mod admin;
 pub mod app_key;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod controller;
@@ -34,6 +37,7 @@ pub mod events;
 pub mod external;
 pub mod internal;
 pub mod listen;
+pub mod metrics;
 pub mod problem;
 pub mod random;
 pub mod reload;
@@ -81,17 +85,27 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let tls = external::tls::server_config(&config.external, &config.state_dir, &names)?;
     let internal = internal_listeners(&config)?;
     let external = listen::tcp("external.listen", &config.external.listen)?;
+    let for_machines = listen::tcp("metrics.listen", &config.metrics.listen)?;
     let socket = admin::Socket::bind(&config.admin_socket)?;
+    let audit = audit::Log::open(audit::Settings {
+        file: config.audit_file(),
+        max_bytes: config.audit.max_bytes,
+        keep: config.audit.keep,
+    })?;
+    let _flushed = FlushAtEnd(audit.clone());
     let dataplane = Dataplane::open(settings(&config)).await?;
     for warning in dataplane.warnings() {
         warn!("{warning}");
     }
+    let events = Bus::audited(audit);
     let (notices, for_devices_unasked) = mpsc::channel(NOTICES_LEN);
-    let events = Bus::default();
     let outlets = Outlets {
         notices,
         events: events.clone(),
     };
+    let notices_waiting = outlets.notices.downgrade();
+    let notice_counters = internal::NoticeCounters::default();
+    let unheard = events.clone();
     let (controller, mut ended) =
         controller::start(sessions, store, dataplane, places(&config), outlets)?;
 
@@ -106,14 +120,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let outgoing = internal::Outgoing {
         notices: for_devices_unasked,
         unanswered: Box::new(move |notice| {
-            events.publish_now(What::NoticeUnanswered {
+            unheard.publish_now(What::NoticeUnanswered {
                 to: notice.to,
                 notice: notice.kind.label(),
                 session: notice.kind.session(),
                 terminal: notice.kind.registration(),
             });
         }),
-        counters: internal::NoticeCounters::default(),
+        counters: notice_counters.clone(),
     };
     let for_devices = internal::serve(
         internal,
@@ -128,14 +142,26 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         config.triggers.port,
         stopped(),
     );
-    let in_force = Arc::new(InForce::new(config.clone(), controller.clone(), events));
+    let in_force = Arc::new(InForce::new(
+        config.clone(),
+        controller.clone(),
+        events.clone(),
+    ));
     let hangups = signal(SignalKind::hangup()).context("cannot wait for SIGHUP")?;
     let daemon = admin::Daemon {
         config,
         in_force: Arc::clone(&in_force),
         store: store_path,
         started: Instant::now(),
+        events,
     };
+    let sources = metrics::Sources {
+        controller: controller.clone(),
+        daemon: daemon.clone(),
+        notices: notices_waiting,
+        notice_counters,
+    };
+    let for_machines = metrics::serve(for_machines, sources, stopped());
     let for_operators = admin::serve(&socket, controller.clone(), daemon, stopped());
     let servers = async {
         let for_devices = async {
@@ -152,7 +178,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
             }
             Ok(())
         };
-        tokio::try_join!(for_devices, for_applications, for_operators, for_hangups)
+        tokio::try_join!(
+            for_devices,
+            for_applications,
+            for_operators,
+            for_machines,
+            for_hangups
+        )
     };
     tokio::pin!(servers);
     info!("push is ready");
@@ -182,6 +214,15 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         Err(_elapsed) => warn!("the controller was still busy"),
     }
     Ok(())
+}
+
+/// Whatever way the daemon ends, what happened is on disk then.
+struct FlushAtEnd(audit::Log);
+
+impl Drop for FlushAtEnd {
+    fn drop(&mut self) {
+        self.0.flush(GRACE);
+    }
 }
 
 fn limits(config: &Config) -> Limits {

@@ -30,12 +30,20 @@ pub struct Problem {
     pub detail: String,
 }
 
+const KINDS: &str = "urn:push:problem:";
+
 impl Problem {
+    /// The name of its kind, in words with hyphens between them.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.kind.strip_prefix(KINDS).unwrap_or(&self.kind)
+    }
+
     /// A problem of this kind.
     #[must_use]
     pub fn new(status: StatusCode, kind: &str, title: &str, detail: impl Into<String>) -> Self {
         Self {
-            kind: format!("urn:push:problem:{kind}"),
+            kind: format!("{KINDS}{kind}"),
             title: title.to_owned(),
             status: status.as_u16(),
             detail: detail.into(),
@@ -58,7 +66,9 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(self)).into_response();
+        let mut response = (status, Json(&self)).into_response();
+        // For who wants to know what was answered.
+        response.extensions_mut().insert(self);
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,

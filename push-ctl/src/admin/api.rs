@@ -1,9 +1,11 @@
 //! What the daemon and the operator's command line say to each other. The keys are stable; a unit is
 //! part of the name.
 
+mod activity;
 mod nics;
 mod reload;
 
+pub use activity::{Activity, BusyApp, BusySession};
 pub use nics::{AttachNic, NicAttached, NicDetached, NicListed};
 pub use reload::{ConfigChange, Reloaded};
 

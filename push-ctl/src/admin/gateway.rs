@@ -14,15 +14,16 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use push_common::maps::LAYOUT_VERSION;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tracing::error;
 
 pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
     let nics = nics::statuses(&operator).await?;
-    let Operator { controller, daemon } = operator;
-    let seen = daemon;
-    let status = controller.observe(move |view| {
+    let seen = Arc::clone(&operator.daemon);
+    let status = operator.controller.observe(move |view| {
         let counts = view.sessions.counts();
         let mut warnings = view.warnings.clone();
+        warnings.extend(seen.warnings());
         warnings.extend(nics::warnings(&seen, &nics));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -52,21 +53,25 @@ pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
 }
 
 pub(super) async fn realms(State(operator): State<Operator>) -> Answer<Vec<RealmStatus>> {
-    let Operator { controller, daemon } = operator;
+    let Operator {
+        controller, daemon, ..
+    } = operator;
     let realms = controller.observe(move |view| realm_statuses(&view, &daemon.config.realm));
     Ok(Json(realms.await?))
 }
 
-pub(super) async fn stats(State(operator): State<Operator>) -> Answer<Stats> {
-    let (nics, events_lost) = operator
-        .controller
-        .observe(|view| (view.kernel.verdicts(), view.kernel.events_lost()))
-        .await?;
-    let nics = nics.map_err(|error| kernel_problem(&error))?;
-    Ok(Json(Stats {
+pub(super) async fn show_stats(State(operator): State<Operator>) -> Answer<Stats> {
+    let stats = operator.controller.observe(|view| stats(&view)).await?;
+    stats.map(Json).map_err(|error| kernel_problem(&error))
+}
+
+/// What became of packets up to now.
+pub(super) fn stats(view: &View<'_>) -> anyhow::Result<Stats> {
+    let nics = view.kernel.verdicts()?;
+    Ok(Stats {
         nics: nics.into_iter().map(nic_stats).collect(),
-        events_lost,
-    }))
+        events_lost: view.kernel.events_lost(),
+    })
 }
 
 /// Those of the configuration in its order, then those that only terminals know.

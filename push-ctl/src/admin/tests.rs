@@ -1,5 +1,7 @@
 //! Over a unix socket.
 
+mod events;
+
 use super::*;
 use crate::app_key::AppKey;
 use crate::controller::tests::{World, authorised};
@@ -11,6 +13,9 @@ use tempfile::TempDir;
 struct Admin {
     client: Client,
     controller: Controller,
+    events: Bus,
+    /// Ends the daemon.
+    stop: watch::Sender<bool>,
     _directory: TempDir,
 }
 
@@ -38,14 +43,25 @@ async fn admin() -> Admin {
         config,
         store: "/var/lib/push/push.redb".into(),
         started: Instant::now(),
+        events: Bus::default(),
     };
+    let events = daemon.events.clone();
     let socket = Socket::bind(&path).unwrap();
     let serving = controller.clone();
-    tokio::spawn(async move { serve(&socket, serving, daemon, std::future::pending()).await });
+    let (stop, mut stopping) = watch::channel(false);
+    tokio::spawn(async move {
+        let shutdown = async move {
+            // The sender is dropped with the test at the latest.
+            let _dropped = stopping.wait_for(|&stop| stop).await;
+        };
+        serve(&socket, serving, daemon, shutdown).await
+    });
     let client = Client::builder().unix_socket(path).build().unwrap();
     Admin {
         client,
         controller,
+        events,
+        stop,
         _directory: directory,
     }
 }

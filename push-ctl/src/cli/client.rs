@@ -1,10 +1,10 @@
 //! Asks the daemon over its socket.
 
 use super::people::amount;
-use super::{Failure, Output};
+use super::{Failure, Output, live};
 use crate::admin::api::Listing;
 use crate::problem::Problem;
-use reqwest::Method;
+use reqwest::{Client, Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::error::Error;
@@ -118,35 +118,98 @@ async fn answer<T: DeserializeOwned>(
     body: Option<serde_json::Value>,
     limit: Duration,
 ) -> Result<T, Failure> {
-    let unreachable = |error: &reqwest::Error| unreachable(socket, error);
-    let client = reqwest::Client::builder()
-        .unix_socket(socket)
-        .timeout(limit)
-        .build()
-        .map_err(|e| unreachable(&e))?;
-    let mut request = client.request(method, format!("http://push{path}"));
+    let mut request = client(socket)?
+        .request(method, format!("http://push{path}"))
+        .timeout(limit);
     if let Some(body) = body {
         request = request.json(&body);
     }
-    let response = request.send().await.map_err(|e| unreachable(&e))?;
-    let succeeded = response.status().is_success();
-    let body = response.bytes().await.map_err(|e| unreachable(&e))?;
-    let not_understood = |_| {
-        let error = format!(
-            "what listens on {} doesn't answer like push-ctl {}",
-            socket.display(),
-            env!("CARGO_PKG_VERSION")
-        );
-        Failure::with_hint(error, "use the push-ctl that the daemon was started with")
-    };
-    if succeeded {
-        return serde_json::from_slice(&body).map_err(not_understood);
+    let response = succeeded(socket, request).await?;
+    let body = response
+        .bytes()
+        .await
+        .map_err(|e| unreachable(socket, &e))?;
+    serde_json::from_slice(&body).map_err(|_| not_understood(socket))
+}
+
+/// Hands over each line of an answer that goes on, from when it has `begun`, as long as both say that
+/// somebody reads it. The end of the answer is a failure.
+pub(super) fn listen(
+    socket: &Path,
+    path: &str,
+    query: &[(&'static str, String)],
+    begun: impl FnOnce() -> Result<bool, Failure>,
+    mut line: impl FnMut(&str) -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    wait_for(async {
+        let request = client(socket)?
+            .get(format!("http://push{path}"))
+            .query(query);
+        let mut response = succeeded(socket, request).await?;
+        if !begun()? {
+            return Ok(());
+        }
+        let mut look = tokio::time::interval(live::LOOK_EVERY);
+        let mut received = Vec::new();
+        loop {
+            let chunk = tokio::select! {
+                chunk = response.chunk() => chunk.map_err(|e| unreachable(socket, &e))?,
+                _ = look.tick() => {
+                    if live::is_read() {
+                        continue;
+                    }
+                    return Ok(());
+                }
+            };
+            let Some(chunk) = chunk else {
+                let error = format!("the daemon at {} has ended", socket.display());
+                return Err(Failure::with_hint(error, "begin anew once it is back"));
+            };
+            received.extend_from_slice(&chunk);
+            let Some(whole) = received.iter().rposition(|&byte| byte == b'\n') else {
+                continue;
+            };
+            let rest = received.split_off(whole + 1);
+            for text in String::from_utf8_lossy(&received).lines() {
+                if !line(text)? {
+                    return Ok(());
+                }
+            }
+            received = rest;
+        }
+    })
+}
+
+fn client(socket: &Path) -> Result<Client, Failure> {
+    let client = Client::builder().unix_socket(socket).build();
+    client.map_err(|error| unreachable(socket, &error))
+}
+
+/// The answer to a request, if it isn't a problem.
+async fn succeeded(socket: &Path, request: RequestBuilder) -> Result<Response, Failure> {
+    let response = request.send().await.map_err(|e| unreachable(socket, &e))?;
+    if response.status().is_success() {
+        return Ok(response);
     }
-    let problem: Problem = serde_json::from_slice(&body).map_err(not_understood)?;
+    let body = response
+        .bytes()
+        .await
+        .map_err(|e| unreachable(socket, &e))?;
+    let problem: Problem = serde_json::from_slice(&body).map_err(|_| not_understood(socket))?;
     Err(Failure {
         error: problem.detail,
         hint: hint(&problem.kind),
     })
+}
+
+/// It is something else that answers.
+pub(super) fn not_understood(socket: &Path) -> Failure {
+    let error = format!(
+        "what listens on {} doesn't answer like push-ctl {}",
+        socket.display(),
+        env!("CARGO_PKG_VERSION")
+    );
+    Failure::with_hint(error, "use the push-ctl that the daemon was started with")
 }
 
 fn hint(kind: &str) -> Option<String> {

@@ -7,10 +7,13 @@ pub(super) mod emulate;
 pub(super) mod gateway;
 pub(super) mod health;
 pub(super) mod man;
+pub(super) mod monitor;
 pub(super) mod nics;
 pub(super) mod reload;
+pub(super) mod stats;
 pub(super) mod store;
 pub(super) mod sysdump;
+pub(super) mod top;
 
 use std::fmt::Write;
 

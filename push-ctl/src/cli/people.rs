@@ -17,7 +17,9 @@ impl Table {
                 head.get(column.index),
                 Some(
                     &("PACKETS"
+                        | "PACKETS/S"
                         | "BYTES"
+                        | "BYTES/S"
                         | "DELIVERED"
                         | "REFUSED"
                         | "ACKED"
@@ -84,6 +86,26 @@ pub(super) fn amount(number: u64) -> String {
     text
 }
 
+/// `0`, `0.4`, `12`, `1,234`: of something per second.
+pub(super) fn rate(per_second: f64) -> String {
+    if per_second > 0.0 && per_second < 9.95 {
+        format!("{per_second:.1}")
+    } else {
+        amount(per_second.round() as u64)
+    }
+}
+
+/// `980 B/s`, `1.5 MB/s`
+pub(super) fn bytes_rate(per_second: f64) -> String {
+    let (scaled, unit) = match per_second {
+        ..1e3 => return format!("{per_second:.0} B/s"),
+        ..1e6 => (per_second / 1e3, "kB/s"),
+        ..1e9 => (per_second / 1e6, "MB/s"),
+        _ => (per_second / 1e9, "GB/s"),
+    };
+    format!("{scaled:.1} {unit}")
+}
+
 /// `1 session`, `2 sessions`
 pub(super) fn plural<N: TryInto<u64>>(number: N, thing: &str) -> String {
     let number = number.try_into().unwrap_or(u64::MAX);
@@ -136,6 +158,18 @@ mod tests {
         ];
         for (number, text) in cases {
             assert_eq!(amount(number), text);
+        }
+        for (per_second, text, bytes) in [
+            (0.0, "0", "0 B/s"),
+            (0.42, "0.4", "0 B/s"),
+            (12.3, "12", "12 B/s"),
+            (1_234.0, "1,234", "1.2 kB/s"),
+            (12_345_678.0, "12,345,678", "12.3 MB/s"),
+        ] {
+            assert_eq!(
+                (rate(per_second).as_str(), bytes_rate(per_second).as_str()),
+                (text, bytes)
+            );
         }
         for (number, text) in [
             (0, "0 µs"),

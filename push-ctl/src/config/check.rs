@@ -1,6 +1,6 @@
 //! Whether the values of a configuration make sense.
 
-use super::{Config, External, Nic, Realm, Role};
+use super::{Audit, Config, External, Nic, Realm, Role};
 use push_common::maps::MAX_NICS;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -21,6 +21,12 @@ const MAX_REALMS: usize = 255;
 /// How long a session can be without a delivery before it counts as idle.
 const IDLE_AFTER: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_hours(24 * 365);
+
+/// Least length of a file of the audit log, so that it isn't for ever begun anew.
+const MIN_AUDIT_BYTES: u64 = 65_536;
+
+/// How many files of the audit log can be kept.
+const AUDIT_KEEP: RangeInclusive<u32> = 1..=1000;
 
 /// Longest path of a unix socket (`sun_path` without the NUL).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -92,6 +98,10 @@ impl Config {
         check_one_per_version("gtpu.local", &self.gtpu.local, ours, &mut problems);
         check_listen("external.listen", &self.external.listen, &mut problems);
         check_certificate(&self.external, &mut problems);
+        self.check_audit(&mut problems);
+        if !self.metrics.listen.is_empty() {
+            check_listen("metrics.listen", &self.metrics.listen, &mut problems);
+        }
         if problems.0.is_empty() {
             Ok(())
         } else {
@@ -104,6 +114,7 @@ impl Config {
             ("state_dir", &self.state_dir),
             ("pin_dir", &self.pin_dir),
             ("admin_socket", &self.admin_socket),
+            ("audit.file", &self.audit_file()),
         ];
         for (key, path) in paths {
             if !path.is_absolute() {
@@ -122,6 +133,23 @@ impl Config {
                 "is {socket_bytes} bytes long; a socket's path has {MAX_SOCKET_PATH_BYTES} at most"
             );
             problems.add("admin_socket", what);
+        }
+    }
+
+    fn check_audit(&self, problems: &mut Problems) {
+        let Audit {
+            max_bytes, keep, ..
+        } = self.audit;
+        if max_bytes < MIN_AUDIT_BYTES {
+            let what = format!("{max_bytes} is too little; write at least {MIN_AUDIT_BYTES}");
+            problems.add("audit.max_bytes", what);
+        }
+        if !AUDIT_KEEP.contains(&keep) {
+            let (least, most) = (AUDIT_KEEP.start(), AUDIT_KEEP.end());
+            problems.add(
+                "audit.keep",
+                format!("{keep} is not between {least} and {most}"),
+            );
         }
     }
 

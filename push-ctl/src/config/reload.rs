@@ -1,6 +1,8 @@
 //! What is different between two configurations, and what of it can change while the daemon runs.
 
-use super::{Config, DataPlane, External, Gtpu, Internal, Nic, Realm, Sessions, Triggers};
+use super::{
+    Audit, Config, DataPlane, External, Gtpu, Internal, Metrics, Nic, Realm, Sessions, Triggers,
+};
 use crate::dataplane;
 use std::collections::BTreeSet;
 use std::fmt::{self, Debug};
@@ -58,6 +60,8 @@ impl Changes {
             realm,
             gtpu,
             external,
+            audit,
+            metrics,
         } = before;
         changes.restart("state_dir", state_dir, &after.state_dir, path);
         changes.restart("pin_dir", pin_dir, &after.pin_dir, path);
@@ -72,6 +76,21 @@ impl Changes {
         let Gtpu { local } = gtpu;
         changes.restart("gtpu.local", local, &after.gtpu.local, list);
         changes.external(external, &after.external);
+        let Audit {
+            file,
+            max_bytes,
+            keep,
+        } = audit;
+        changes.restart("audit.file", file, &after.audit.file, debug);
+        changes.restart(
+            "audit.max_bytes",
+            max_bytes,
+            &after.audit.max_bytes,
+            u64::to_string,
+        );
+        changes.restart("audit.keep", keep, &after.audit.keep, u32::to_string);
+        let Metrics { listen } = metrics;
+        changes.restart("metrics.listen", listen, &after.metrics.listen, list);
         changes
     }
 

@@ -2,10 +2,11 @@
 
 use crate::dataplane::{
     Captures, Dataplane, Nic, NicCounters, NicRefusal, NicStatus, Policy, Reconfiguration,
-    SessionCounters, SessionImage, SessionSeen, Told,
+    SessionCounters, SessionImage, SessionSeen, SessionTraffic, Told,
 };
 use push_common::wire::SessionId;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub trait Kernel: Send + 'static {
     fn installed(&self) -> Vec<SessionId>;
     /// What was delivered for a session; `None` if it isn't there.
     fn session_counters(&self, id: SessionId) -> Option<SessionCounters>;
+    /// What was delivered for the sessions in these slots, by slot; `None` where there is none.
+    fn traffic(&self, slots: Range<u32>) -> Vec<Option<SessionTraffic>>;
     /// About the highest sequence number that was accepted for a session, at most 127 below it; `None` if
     /// the session isn't there.
     fn newest_sequence(&self, id: SessionId) -> Option<u64>;
@@ -116,6 +119,10 @@ impl Kernel for Dataplane {
 
     fn session_counters(&self, id: SessionId) -> Option<SessionCounters> {
         Self::session_counters(self, id)
+    }
+
+    fn traffic(&self, slots: Range<u32>) -> Vec<Option<SessionTraffic>> {
+        Self::traffic(self, slots)
     }
 
     fn newest_sequence(&self, id: SessionId) -> Option<u64> {

@@ -1,7 +1,8 @@
 use super::*;
 use crate::app_key::AppKey;
 use crate::dataplane::{
-    Captures, NicCounters, Policy, Rate, SessionCounters, SessionImage, SessionSeen, Told, Tunnel,
+    Captures, NicCounters, Policy, Rate, SessionCounters, SessionImage, SessionSeen,
+    SessionTraffic, Told, Tunnel,
 };
 use crate::sessions::records::{AppName, Path, RealmName, RegistrationId};
 use crate::sessions::{Image, Limits, SessionRequest};
@@ -10,6 +11,7 @@ use push_common::verdict::Verdict;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
@@ -45,6 +47,8 @@ pub(crate) struct State {
     /// Of all sessions.
     pub(crate) newest_sequence: u64,
     pub(crate) reconfigured: Vec<Reconfiguration>,
+    /// Packets delivered and refused, by slot.
+    pub(crate) traffic: BTreeMap<u32, (u64, u32)>,
 }
 
 impl World {
@@ -155,6 +159,22 @@ impl Kernel for World {
             round_trip: Some(Duration::from_micros(1500)),
         };
         self.state().kernel.contains_key(&id).then_some(counters)
+    }
+
+    fn traffic(&self, slots: Range<u32>) -> Vec<Option<SessionTraffic>> {
+        let state = self.state();
+        let of = |slot| {
+            let mut ids = state.kernel.keys();
+            let id = *ids.find(|id| id.slot() == slot)?;
+            let (packets, refused) = state.traffic.get(&slot).copied().unwrap_or_default();
+            Some(SessionTraffic {
+                id,
+                packets,
+                bytes: packets * 100,
+                refused,
+            })
+        };
+        slots.map(of).collect()
     }
 
     fn newest_sequence(&self, id: SessionId) -> Option<u64> {

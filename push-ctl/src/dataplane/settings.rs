@@ -223,6 +223,19 @@ pub struct SessionCounters {
     pub round_trip: Option<Duration>,
 }
 
+/// The part of [`SessionCounters`] that rates are made of, and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionTraffic {
+    /// The session.
+    pub id: SessionId,
+    /// Triggers delivered.
+    pub packets: u64,
+    /// Bytes of their frames, as they came in.
+    pub bytes: u64,
+    /// Triggers that the application's policy refused.
+    pub refused: u32,
+}
+
 /// What a NIC has counted, summed up over CPUs.
 #[derive(Clone, Debug)]
 pub struct NicCounters {

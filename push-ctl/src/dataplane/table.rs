@@ -8,7 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::SessionImage;
+use super::{SessionImage, SessionTraffic};
 use anyhow::{Context, Result};
 use bytemuck::Zeroable;
 use memmap2::{MmapOptions, MmapRaw};
@@ -207,6 +207,23 @@ impl SessionTable {
                 acknowledged: (&raw const (*record).acknowledged).read_volatile(),
                 round_trip_us: (&raw const (*record).round_trip_us).read_volatile(),
             })
+        }
+    }
+
+    /// What the path has counted for the session in a slot, if there is one.
+    pub(super) fn traffic(&self, slot: u32) -> Option<SessionTraffic> {
+        let record = self.record(slot)?;
+        // SAFETY: as in `activity`.
+        unsafe {
+            match generation(record).load(Ordering::Relaxed) {
+                0 => None,
+                generation => Some(SessionTraffic {
+                    id: SessionId::new(slot, generation),
+                    packets: (&raw const (*record).packets).read_volatile(),
+                    bytes: (&raw const (*record).bytes).read_volatile(),
+                    refused: (&raw const (*record).refused).read_volatile(),
+                }),
+            }
         }
     }
 

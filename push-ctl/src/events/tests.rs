@@ -1,12 +1,11 @@
 use super::*;
 use crate::sessions::records::{AppFailure, EndCause, Left};
-use push_common::maps::EventKind;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::TryRecvError;
 
 fn shown(what: What) -> Value {
     let at = UnixTime::from_millis(1_700_000_000_123);
-    serde_json::to_value(EventLine::from(&Event { at, what })).unwrap()
+    serde_json::from_str(&EventLine::from(&Event { at, what }).to_json()).unwrap()
 }
 
 #[test]
@@ -24,14 +23,14 @@ fn the_form_of_an_event_is_stable() {
                 terminal,
                 cause: EndCause::Revoked,
             }),
-            json!({ "at": at, "kind": "session_ended", "session": "deadbeef00000001", "app": "mail", "terminal": "00000000000000ab", "cause": "revoked" }),
+            json!({ "at": at, "kind": "session_ended", "session": "deadbeef00000001", "app": "mail", "terminal": "00000000000000ab", "cause": "revoked", "by": "gateway", "outcome": "done" }),
         ),
         (
             What::Lifecycle(News::AppFailed {
                 app: app.clone(),
                 cause: AppFailure::Unreachable,
             }),
-            json!({ "at": at, "kind": "app_failed", "app": "mail", "cause": "unreachable" }),
+            json!({ "at": at, "kind": "app_failed", "app": "mail", "cause": "unreachable", "by": "gateway", "outcome": "done" }),
         ),
         (
             What::Lifecycle(News::TerminalLeft {
@@ -39,7 +38,7 @@ fn the_form_of_an_event_is_stable() {
                 endpoint: "phone".parse().unwrap(),
                 cause: Left::Expired,
             }),
-            json!({ "at": at, "kind": "terminal_left", "terminal": "00000000000000ab", "endpoint": "phone", "cause": "expired" }),
+            json!({ "at": at, "kind": "terminal_left", "terminal": "00000000000000ab", "endpoint": "phone", "cause": "expired", "by": "gateway", "outcome": "done" }),
         ),
         (
             What::Lifecycle(News::TokenRotated {
@@ -47,7 +46,7 @@ fn the_form_of_an_event_is_stable() {
                 app,
                 token_generation: 1,
             }),
-            json!({ "at": at, "kind": "token_rotated", "session": "deadbeef00000001", "app": "mail", "token_generation": 1 }),
+            json!({ "at": at, "kind": "token_rotated", "session": "deadbeef00000001", "app": "mail", "token_generation": 1, "by": "app", "outcome": "done" }),
         ),
         (
             What::DataPlane(Told {
@@ -60,14 +59,18 @@ fn the_form_of_an_event_is_stable() {
             json!({ "at": at, "kind": "forged", "nic": "eth1", "count": 3, "session": "deadbeef00000001", "source": "198.51.100.7:40000" }),
         ),
         (
-            What::OperatorAction {
-                action: "session revoke".to_owned(),
-                object: "deadbeef00000001".to_owned(),
-                outcome: "done".to_owned(),
+            What::OperatorAction(Box::new(OperatorAction {
+                action: "app add".to_owned(),
+                object: "pak_00112233 as a name".to_owned(),
+                change: Some(json!({ "dscp": 8 })),
+                refusal: Some(Refusal {
+                    cause: "bad_name".to_owned(),
+                    detail: "not ptk_44556677".to_owned(),
+                }),
                 uid: Some(0),
                 pid: None,
-            },
-            json!({ "at": at, "kind": "operator_action", "action": "session revoke", "object": "deadbeef00000001", "outcome": "done", "uid": 0 }),
+            })),
+            json!({ "at": at, "kind": "operator_action", "action": "app add", "object": "pak_… as a name", "change": { "dscp": 8 }, "outcome": "refused", "cause": "bad_name", "detail": "not ptk_…", "by": "operator", "uid": 0 }),
         ),
         (
             What::NoticeUnanswered {

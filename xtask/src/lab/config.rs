@@ -73,6 +73,8 @@ pub struct Config {
     pub gtpu_local: Vec<String>,
     /// Addresses and ports of the external interface.
     pub external: Vec<String>,
+    /// Addresses and ports of metrics, inside the gateway.
+    pub metrics: Vec<String>,
     /// Certificate and private key of the external interface; self-signed if there is none.
     pub certificate: Option<(PathBuf, PathBuf)>,
 }
@@ -107,6 +109,7 @@ impl Default for Config {
             realms: Vec::new(),
             gtpu_local: Vec::new(),
             external: vec![format!("{outside_v4}:8443"), format!("[{outside_v6}]:8443")],
+            metrics: vec!["127.0.0.1:9617".to_owned()],
             certificate: None,
         }
     }
@@ -204,6 +207,9 @@ impl Config {
                 text,
                 "certificate = {certificate:?}\nprivate_key = {private_key:?}"
             );
+        }
+        if !self.metrics.is_empty() {
+            let _ = writeln!(text, "\n[metrics]\nlisten = {:?}", self.metrics);
         }
         text
     }

@@ -40,6 +40,18 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
         "python3-scapy",
         "triggers made by somebody else",
     ),
+    // Not programs, but what Debian's Python imports.
+    (
+        "/usr/lib/python3/dist-packages/prometheus_client/openmetrics/parser.py",
+        "python3-prometheus-client",
+        "whether metrics are what they should be",
+    ),
+    (
+        "/usr/lib/python3/dist-packages/yaml/__init__.py",
+        "python3-yaml",
+        "whether alert rules are what they should be",
+    ),
+    ("script", "bsdutils", "a terminal for what is drawn"),
     ("sysctl", "procps", "the kernel's switches"),
     (
         "bpftool",

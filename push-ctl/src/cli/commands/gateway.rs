@@ -45,7 +45,14 @@ pub(super) fn status_for_people(status: &Status) -> String {
     }
     facts.fact("applications", list(&status.external));
     let mut table = Table::new(&[
-        "NIC", "INDEX", "ROLE", "MODE", "PROGRAM", "LINK", "CONFIGURED", "SINCE",
+        "NIC",
+        "INDEX",
+        "ROLE",
+        "MODE",
+        "PROGRAM",
+        "LINK",
+        "CONFIGURED",
+        "SINCE",
     ]);
     for nic in &status.nics {
         table.row([
