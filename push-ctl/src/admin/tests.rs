@@ -1,5 +1,6 @@
 //! Over a unix socket.
 
+mod activity;
 mod events;
 
 use super::*;
@@ -20,7 +21,11 @@ struct Admin {
 }
 
 async fn admin() -> Admin {
-    let (controller, _ended) = World::default().start();
+    admin_of(&World::default()).await
+}
+
+async fn admin_of(world: &World) -> Admin {
+    let (controller, _ended) = world.start();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("admin.sock");
     let realm = r#"

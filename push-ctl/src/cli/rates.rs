@@ -81,9 +81,9 @@ fn nic_rates(before: Option<&NicStats>, now: &NicStats, seconds: f64) -> NicRate
     }
 }
 
-/// Counters only ever go up, but for those of maps that were made anew.
+/// To three digits. Counters only ever go up, but for those of maps that were made anew.
 fn per_second(before: u64, now: u64, seconds: f64) -> f64 {
-    now.saturating_sub(before) as f64 / seconds
+    (now.saturating_sub(before) as f64 * 1e3 / seconds).round() / 1e3
 }
 
 #[cfg(test)]

@@ -113,3 +113,48 @@ async fn the_end_of_the_daemon_ends_the_stream() {
     let end = timeout(LIMIT, response.chunk()).await.unwrap().unwrap();
     assert_eq!(end, None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_an_operator_tries_is_told_of_also_what_no_handler_has_seen() {
+    let admin = admin().await;
+    let mut actions = admin.listen("?kind=operator_action").await;
+    for (method, path, body) in [
+        (Method::POST, "/v1/apps", Some(json!({ "name": "chat" }))),
+        (Method::POST, "/v1/apps", Some(json!({ "name": "chat" }))),
+        (
+            Method::POST,
+            "/v1/apps",
+            Some(json!({ "names": "not this way" })),
+        ),
+        (Method::GET, "/v1/apps", None),
+        (Method::DELETE, "/v1/nonesuch", None),
+    ] {
+        admin.ask(method, path, body).await;
+    }
+    let lines = lines(&mut actions, "nonesuch").await;
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            let text = |value: &Option<String>| value.clone().unwrap_or_default();
+            [text(&line.action), text(&line.object), text(&line.cause)].join("|")
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "app add|chat|",
+            "app add|chat|app_exists",
+            "post|/v1/apps|malformed_body",
+            "delete|/v1/nonesuch|unknown_path",
+        ]
+    );
+    // Whoever is at the other end of the socket.
+    let uid = nix::unistd::getuid().as_raw();
+    assert!(
+        lines
+            .iter()
+            .all(|line| line.uid == Some(uid) && line.pid.is_some())
+    );
+    let secrets = lines.iter().map(EventLine::to_json).collect::<String>();
+    assert!(!secrets.contains("pak_"), "{secrets}");
+}

@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 /// Rates that are remembered for the curve.
 const HISTORY_LEN: usize = 600;
 
+/// Columns of a screen that has room for everything.
+const WIDE: u16 = 110;
+
 /// Without an answer for this many intervals, and this long, the figures are called old.
 const OLD_AFTER_INTERVALS: u32 = 3;
 const OLD_AFTER: Duration = Duration::from_secs(3);
@@ -181,23 +184,34 @@ impl Screen {
             Constraint::Length(1),
         ])
         .areas(frame.area());
+        let is_wide = frame.area().width >= WIDE;
+        let time = clock(is_wide);
+        let [head, time_area] =
+            Layout::horizontal([Constraint::Fill(1), Constraint::Length(time.width() as u16)])
+                .spacing(1)
+                .areas(head);
         frame.render_widget(head_line(activity), head);
-        frame.render_widget(clock().right_aligned(), head);
+        frame.render_widget(time, time_area);
         frame.render_widget(Paragraph::new(trouble), warnings);
         frame.render_widget(self.foot_line(), foot);
         self.draw_curve(frame, curve);
         match &self.rates {
             Some(rates) => {
                 frame.render_widget(sum_line(rates), sums);
-                frame.render_widget(nic_table(&activity.nics, rates), nics);
+                frame.render_widget(nic_table(&activity.nics, rates, is_wide), nics);
                 frame.render_widget(verdict_table(rates), verdicts);
             }
             None => frame.render_widget("counting …", sums),
         }
-        let [sessions, apps] =
-            Layout::horizontal([Constraint::Fill(5), Constraint::Fill(3)]).areas(busiest);
-        frame.render_widget(self.session_table(&activity.busiest_sessions), sessions);
-        frame.render_widget(self.app_table(&activity.busiest_apps), apps);
+        let [sessions, apps] = Layout::horizontal([
+            Constraint::Fill(5),
+            Constraint::Fill(if is_wide { 3 } else { 4 }),
+        ])
+        .spacing(2)
+        .areas(busiest);
+        let busiest = self.session_table(&activity.busiest_sessions, is_wide);
+        frame.render_widget(busiest, sessions);
+        frame.render_widget(self.app_table(&activity.busiest_apps, is_wide), apps);
     }
 
     /// What is wrong, the worst first.
@@ -250,7 +264,7 @@ impl Screen {
         frame.render_widget(curve, area);
     }
 
-    fn session_table(&self, sessions: &[BusySession]) -> Table<'static> {
+    fn session_table(&self, sessions: &[BusySession], is_wide: bool) -> Table<'static> {
         let mut sessions: Vec<_> = sessions.iter().collect();
         let by = |session: &BusySession| {
             let BusySession {
@@ -262,75 +276,55 @@ impl Screen {
             self.sort.of(*packets_per_s, *bytes_per_s, *refused_per_s)
         };
         sessions.sort_by(|a, b| by(b).total_cmp(&by(a)));
-        let rows = sessions.into_iter().map(|session| {
-            let device = session.device;
-            Row::new([
-                Cell::from(session.id.clone()),
-                Cell::from(session.app.clone()),
-                Cell::from(device.map_or_else(|| "-".to_owned(), |device| device.to_string())),
-                number(rate(session.packets_per_s)),
-                number(bytes_rate(session.bytes_per_s)),
-                refused(session.refused_per_s),
-            ])
-        });
-        let widths = [
-            Constraint::Length(16),
-            Constraint::Fill(2),
-            Constraint::Fill(3),
-            Constraint::Length(9),
-            Constraint::Length(10),
-            Constraint::Length(9),
+        let device = |session: &BusySession| {
+            let device = session.device.map(|device| device.to_string());
+            Cell::from(device.unwrap_or_else(|| "-".to_owned()))
+        };
+        let columns = [
+            Column::<BusySession>::text("SESSION", Constraint::Length(16), |session| {
+                Cell::from(session.id.clone())
+            }),
+            Column::<BusySession>::text("APP", Constraint::Fill(2), |session| {
+                Cell::from(session.app.clone())
+            }),
+            Column::<BusySession>::text("DEVICE", Constraint::Fill(3), device).if_wide(),
+            Column::<BusySession>::number("/S", 8, |session| number(rate(session.packets_per_s)))
+                .sorted(self.sort == Sort::Packets),
+            Column::<BusySession>::number("BYTES", 10, |session| {
+                number(bytes_rate(session.bytes_per_s))
+            })
+            .sorted(self.sort == Sort::Bytes)
+            .if_wide(),
+            Column::<BusySession>::number("REFUSED/S", 9, |session| refused(session.refused_per_s))
+                .sorted(self.sort == Sort::Refused),
         ];
-        let head = ["SESSION", "APP", "DEVICE", "/S", "BYTES", "REFUSED/S"];
-        table(
-            " busiest sessions ",
-            head,
-            self.sort_column(3),
-            rows,
-            widths,
-        )
+        table(" busiest sessions ", columns, is_wide, sessions)
     }
 
-    fn app_table(&self, apps: &[BusyApp]) -> Table<'static> {
+    fn app_table(&self, apps: &[BusyApp], is_wide: bool) -> Table<'static> {
         let mut apps: Vec<_> = apps.iter().collect();
         let by = |app: &BusyApp| {
             self.sort
                 .of(app.packets_per_s, app.bytes_per_s, app.refused_per_s)
         };
         apps.sort_by(|a, b| by(b).total_cmp(&by(a)));
-        let rows = apps.into_iter().map(|app| {
-            Row::new([
-                Cell::from(app.app.clone()),
-                number(amount(app.busy_sessions as u64)),
-                number(rate(app.packets_per_s)),
-                number(bytes_rate(app.bytes_per_s)),
-                refused(app.refused_per_s),
-            ])
-        });
-        let widths = [
-            Constraint::Fill(1),
-            Constraint::Length(8),
-            Constraint::Length(9),
-            Constraint::Length(10),
-            Constraint::Length(9),
+        let columns = [
+            Column::<BusyApp>::text("APP", Constraint::Fill(1), |app| {
+                Cell::from(app.app.clone())
+            }),
+            Column::<BusyApp>::number("SESSIONS", 8, |app| {
+                number(amount(app.busy_sessions as u64))
+            })
+            .if_wide(),
+            Column::<BusyApp>::number("/S", 8, |app| number(rate(app.packets_per_s)))
+                .sorted(self.sort == Sort::Packets),
+            Column::<BusyApp>::number("BYTES", 10, |app| number(bytes_rate(app.bytes_per_s)))
+                .sorted(self.sort == Sort::Bytes)
+                .if_wide(),
+            Column::<BusyApp>::number("REFUSED/S", 9, |app| refused(app.refused_per_s))
+                .sorted(self.sort == Sort::Refused),
         ];
-        let head = ["APP", "SESSIONS", "/S", "BYTES", "REFUSED/S"];
-        table(
-            " busiest applications ",
-            head,
-            self.sort_column(2),
-            rows,
-            widths,
-        )
-    }
-
-    /// The column that is sorted by, if that of packets is `packets`.
-    const fn sort_column(&self, packets: usize) -> Option<usize> {
-        Some(match self.sort {
-            Sort::Packets => packets,
-            Sort::Bytes => packets + 1,
-            Sort::Refused => packets + 2,
-        })
+        table(" busiest applications ", columns, is_wide, apps)
     }
 
     fn foot_line(&self) -> Line<'static> {
@@ -373,20 +367,25 @@ fn head_line(activity: &Activity) -> Line<'static> {
     let bold = Style::new().bold();
     vec![
         Span::styled(format!("push {}", activity.version), bold),
-        Span::from(format!(" up {}", lifetime(activity.uptime_s))),
-        Span::from(" │ "),
+        Span::from(format!(" up {} │ ", lifetime(activity.uptime_s))),
         Span::styled(amount(u64::from(sessions.authorised)), bold),
         Span::from(format!(
-            " authorised, {} requested ({percent:.0} % of the slots)",
-            amount(u64::from(sessions.requested))
+            " authorised, {} requested │ {} │ {percent:.0} % of slots used",
+            amount(u64::from(sessions.requested)),
+            plural(activity.terminals, "terminal"),
         )),
-        Span::from(format!(" │ {}", plural(activity.terminals, "terminal"))),
     ]
     .into()
 }
 
-fn clock() -> Line<'static> {
-    Line::from(format!(" {:.0}", jiff::Timestamp::now()))
+/// UTC, as in logs.
+fn clock(is_wide: bool) -> Line<'static> {
+    let now = jiff::Timestamp::now();
+    Line::from(if is_wide {
+        format!("{now:.0}")
+    } else {
+        now.strftime("%H:%M:%SZ").to_string()
+    })
 }
 
 /// What comes to pass, in one line.
@@ -422,140 +421,197 @@ fn sum_line(rates: &Rates) -> Line<'static> {
     line.into()
 }
 
-fn nic_table(nics: &[NicStatus], rates: &Rates) -> Table<'static> {
-    let rows = nics.iter().map(|nic| {
-        let of_nic = rates.nics.iter().find(|rates| rates.name == nic.name);
-        let sum = |class: Class| {
-            let verdicts = of_nic.into_iter().flat_map(|nic| &nic.verdicts);
-            verdicts
-                .filter(|verdict| Class::of(verdict) == class)
-                .map(|verdict| verdict.packets_per_s)
-                .sum::<f64>()
+fn nic_table(nics: &[NicStatus], rates: &Rates, is_wide: bool) -> Table<'static> {
+    let of_nic = |nic: &NicStatus| rates.nics.iter().find(|rates| rates.name == nic.name);
+    let all = |nic: &NicStatus, of: fn(&NicRates) -> f64| of_nic(nic).map_or(0.0, of);
+    let colored = |nic: &NicStatus, class: Class| {
+        let verdicts = of_nic(nic).into_iter().flat_map(|nic| &nic.verdicts);
+        let per_second = verdicts
+            .filter(|verdict| Class::of(verdict) == class)
+            .map(|verdict| verdict.packets_per_s)
+            .sum::<f64>();
+        let style = if per_second > 0.0 {
+            Style::new().fg(class.color())
+        } else {
+            Style::new()
         };
-        let colored = |class: Class| {
-            let per_second = sum(class);
-            let style = if per_second > 0.0 {
-                Style::new().fg(class.color())
-            } else {
-                Style::new()
-            };
-            number(rate(per_second)).style(style)
-        };
-        let all = |of: fn(&NicRates) -> f64| of_nic.map_or(0.0, of);
-        let role = nic.role.map_or("-", |role| role.label());
-        let mode = match nic.mode.as_str() {
+        number(rate(per_second)).style(style)
+    };
+    let mode = |nic: &NicStatus| {
+        let style = match nic.mode.as_str() {
             "native" | "offloaded" => Style::new(),
             "none" => Style::new().fg(Color::Red).bold(),
             _ => Style::new().fg(Color::Yellow),
         };
-        Row::new([
-            Cell::from(nic.name.clone()),
-            Cell::from(role),
-            Cell::from(nic.mode.clone()).style(mode),
-            number(rate(all(|nic| nic.packets_per_s))),
-            number(bytes_rate(all(|nic| nic.bytes_per_s))),
-            colored(Class::Delivered),
-            colored(Class::Refused),
-            colored(Class::Acknowledged),
-            colored(Class::PassedOn),
-        ])
-    });
-    let widths = [
-        Constraint::Length(15),
-        Constraint::Length(8),
-        Constraint::Length(9),
-        Constraint::Length(10),
-        Constraint::Length(10),
-        Constraint::Length(11),
-        Constraint::Length(10),
-        Constraint::Length(8),
-        Constraint::Length(10),
+        Cell::from(nic.mode.clone()).style(style)
+    };
+    let columns = [
+        Column::<NicStatus>::text("NIC", Constraint::Length(15), |nic| {
+            Cell::from(nic.name.clone())
+        }),
+        Column::<NicStatus>::text("ROLE", Constraint::Length(8), |nic| {
+            Cell::from(nic.role.map_or("-", |role| role.label()))
+        })
+        .if_wide(),
+        Column::<NicStatus>::text("MODE", Constraint::Length(9), mode),
+        Column::<NicStatus>::number("IN/S", 10, |nic| {
+            number(rate(all(nic, |nic| nic.packets_per_s)))
+        }),
+        Column::<NicStatus>::number("BYTES", 10, |nic| {
+            number(bytes_rate(all(nic, |nic| nic.bytes_per_s)))
+        })
+        .if_wide(),
+        Column::<NicStatus>::number("DELIVERED/S", 11, |nic| colored(nic, Class::Delivered)),
+        Column::<NicStatus>::number("REFUSED/S", 10, |nic| colored(nic, Class::Refused)),
+        Column::<NicStatus>::number("ACKED/S", 8, |nic| colored(nic, Class::Acknowledged)),
+        Column::<NicStatus>::number("PASSED/S", 9, |nic| colored(nic, Class::PassedOn)),
     ];
-    let head = [
-        "NIC",
-        "ROLE",
-        "MODE",
-        "IN/S",
-        "BYTES",
-        "DELIVERED/S",
-        "REFUSED/S",
-        "ACKED/S",
-        "PASSED/S",
-    ];
-    table(" NICs ", head, None, rows, widths)
+    table(" NICs ", columns, is_wide, nics)
 }
 
 /// What happens now first, then what has happened before.
 fn verdict_table(rates: &Rates) -> Table<'static> {
-    let mut sums: BTreeMap<&str, (f64, f64, u64, &VerdictRates)> = BTreeMap::new();
+    let mut sums: BTreeMap<&str, Sum<'_>> = BTreeMap::new();
     for verdict in rates.nics.iter().flat_map(|nic| &nic.verdicts) {
-        let sum = sums
-            .entry(&verdict.verdict)
-            .or_insert((0.0, 0.0, 0, verdict));
-        sum.0 += verdict.packets_per_s;
-        sum.1 += verdict.bytes_per_s;
-        sum.2 += verdict.packets;
-    }
-    let mut sums: Vec<_> = sums.into_values().filter(|sum| sum.2 > 0).collect();
-    sums.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.2.cmp(&a.2)));
-    let rows = sums
-        .into_iter()
-        .map(|(packets_per_s, bytes_per_s, packets, verdict)| {
-            let style = if packets_per_s > 0.0 {
-                Style::new().fg(Class::of(verdict).color())
-            } else {
-                Style::new().add_modifier(Modifier::DIM)
-            };
-            Row::new([
-                Cell::from(verdict.verdict.clone()),
-                number(rate(packets_per_s)),
-                number(bytes_rate(bytes_per_s)),
-                number(amount(packets)),
-                Cell::from(verdict.meaning.clone()),
-            ])
-            .style(style)
+        let sum = sums.entry(&verdict.verdict).or_insert(Sum {
+            packets_per_s: 0.0,
+            bytes_per_s: 0.0,
+            packets: 0,
+            verdict,
         });
-    let widths = [
-        Constraint::Length(24),
-        Constraint::Length(9),
-        Constraint::Length(10),
-        Constraint::Length(13),
-        Constraint::Fill(1),
+        sum.packets_per_s += verdict.packets_per_s;
+        sum.bytes_per_s += verdict.bytes_per_s;
+        sum.packets += verdict.packets;
+    }
+    let mut sums: Vec<_> = sums.into_values().filter(|sum| sum.packets > 0).collect();
+    sums.sort_by(|a, b| {
+        let by_rate = b.packets_per_s.total_cmp(&a.packets_per_s);
+        by_rate.then(b.packets.cmp(&a.packets))
+    });
+    let columns = [
+        Column::<Sum<'_>>::text("VERDICT", Constraint::Length(24), |sum| {
+            Cell::from(sum.verdict.verdict.clone())
+        }),
+        Column::<Sum<'_>>::number("/S", 9, |sum| number(rate(sum.packets_per_s))),
+        Column::<Sum<'_>>::number("BYTES", 10, |sum| number(bytes_rate(sum.bytes_per_s))),
+        Column::<Sum<'_>>::number("SO FAR", 13, |sum| number(amount(sum.packets))),
+        Column::<Sum<'_>>::text("MEANING", Constraint::Fill(1), |sum| {
+            Cell::from(sum.verdict.meaning.clone())
+        }),
     ];
-    let head = ["VERDICT", "/S", "BYTES", "SO FAR", "MEANING"];
-    table(" verdicts ", head, None, rows, widths)
+    let styles: Vec<_> = sums.iter().map(Sum::style).collect();
+    let rows = rows(&columns, true, &sums);
+    let styled = rows.zip(styles).map(|(row, style)| row.style(style));
+    with_head(" verdicts ", &columns, true).rows(styled)
 }
 
-/// A section with a head; `sorted` is the column that it is sorted by.
-fn table<const COLUMNS: usize>(
+/// A verdict over all NICs.
+struct Sum<'a> {
+    packets_per_s: f64,
+    bytes_per_s: f64,
+    packets: u64,
+    verdict: &'a VerdictRates,
+}
+
+impl Sum<'_> {
+    fn style(&self) -> Style {
+        if self.packets_per_s > 0.0 {
+            Style::new().fg(Class::of(self.verdict).color())
+        } else {
+            Style::new().add_modifier(Modifier::DIM)
+        }
+    }
+}
+
+/// A column of a table of `T`s.
+struct Column<'a, T> {
+    head: &'static str,
+    width: Constraint,
+    alignment: Alignment,
+    cell: Box<dyn Fn(&T) -> Cell<'static> + 'a>,
+    is_sorted: bool,
+    only_if_wide: bool,
+}
+
+impl<'a, T> Column<'a, T> {
+    fn text(
+        head: &'static str,
+        width: Constraint,
+        cell: impl Fn(&T) -> Cell<'static> + 'a,
+    ) -> Self {
+        Self {
+            head,
+            width,
+            alignment: Alignment::Left,
+            cell: Box::new(cell),
+            is_sorted: false,
+            only_if_wide: false,
+        }
+    }
+
+    fn number(head: &'static str, width: u16, cell: impl Fn(&T) -> Cell<'static> + 'a) -> Self {
+        Self {
+            alignment: Alignment::Right,
+            ..Self::text(head, Constraint::Length(width), cell)
+        }
+    }
+
+    /// There is something more important where there is little room. But for what is sorted by.
+    fn if_wide(self) -> Self {
+        Self {
+            only_if_wide: !self.is_sorted,
+            ..self
+        }
+    }
+
+    fn sorted(self, is_sorted: bool) -> Self {
+        Self { is_sorted, ..self }
+    }
+
+    const fn is_shown(&self, is_wide: bool) -> bool {
+        is_wide || !self.only_if_wide
+    }
+}
+
+/// A section with a head.
+fn table<'a, T: 'a>(
     title: &'static str,
-    head: [&'static str; COLUMNS],
-    sorted: Option<usize>,
-    rows: impl Iterator<Item = Row<'static>>,
-    widths: [Constraint; COLUMNS],
+    columns: impl AsRef<[Column<'a, T>]>,
+    is_wide: bool,
+    items: impl IntoIterator<Item = &'a T>,
 ) -> Table<'static> {
-    let head = head.into_iter().enumerate().map(|(column, name)| {
-        let style = if sorted == Some(column) {
+    let columns = columns.as_ref();
+    let rows: Vec<_> = rows(columns, is_wide, items).collect();
+    with_head(title, columns, is_wide).rows(rows)
+}
+
+fn rows<'a, T: 'a>(
+    columns: &[Column<'_, T>],
+    is_wide: bool,
+    items: impl IntoIterator<Item = &'a T>,
+) -> impl Iterator<Item = Row<'static>> {
+    items.into_iter().map(move |item| {
+        let shown = columns.iter().filter(|column| column.is_shown(is_wide));
+        shown.map(|column| (column.cell)(item)).collect()
+    })
+}
+
+fn with_head<T>(title: &'static str, columns: &[Column<'_, T>], is_wide: bool) -> Table<'static> {
+    let shown = || columns.iter().filter(|column| column.is_shown(is_wide));
+    let head = shown().map(|column| {
+        let style = if column.is_sorted {
             Style::new().bold().underlined()
         } else {
             Style::new().bold()
         };
-        let is_number = name.ends_with("/S") || NUMBERS.contains(&name);
-        let alignment = if is_number {
-            Alignment::Right
-        } else {
-            Alignment::Left
-        };
-        Cell::from(Text::styled(name, style).alignment(alignment))
+        Cell::from(Text::styled(column.head, style).alignment(column.alignment))
     });
-    Table::new(rows, widths)
-        .header(Row::new(head))
+    Table::default()
+        .widths(shown().map(|column| column.width))
+        .header(head.collect())
         .column_spacing(1)
         .block(section(title))
 }
-
-/// Heads of columns that numbers are in.
-const NUMBERS: [&str; 3] = ["BYTES", "SO FAR", "SESSIONS"];
 
 fn section(title: impl Into<Line<'static>>) -> Block<'static> {
     Block::new()
