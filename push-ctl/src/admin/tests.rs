@@ -217,10 +217,14 @@ async fn a_session_is_seen_and_revoked() {
     );
 
     let revoke = format!("/v1/sessions/{session}/revoke");
-    let (status, revoked) = admin.ask(Method::POST, &revoke, None).await;
+    let (status, mut revoked) = admin.ask(Method::POST, &revoke, None).await;
+    assert!(revoked["effective_after_us"].take().is_u64());
     assert_eq!(
         (status, revoked),
-        (200, json!({ "id": session, "revoked": true }))
+        (
+            200,
+            json!({ "id": session, "revoked": true, "effective_after_us": null })
+        )
     );
     let (status, problem) = admin.ask(Method::POST, &revoke, None).await;
     assert_eq!(

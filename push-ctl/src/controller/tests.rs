@@ -421,6 +421,26 @@ async fn what_expired_while_nobody_looked_is_ended_at_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_app_is_told_in_time_that_sequence_numbers_run_out() {
+    let world = World::default();
+    let (controller, _ended) = world.start();
+    let session = authorised(&controller, 1).await;
+    let mut notices = world.state().notices.take().unwrap();
+    world.state().newest_sequence = RENEW_AT - 1;
+    // Rounds are made meanwhile, at least one of them whole.
+    let too_early = tokio::time::timeout(ROUND * 5 / 2, notices.recv()).await;
+    assert!(too_early.is_err(), "{too_early:?}");
+    world.state().newest_sequence = RENEW_AT;
+    let notice = tokio::time::timeout(Duration::from_secs(20), notices.recv()).await;
+    let notice = notice.unwrap().unwrap();
+    assert_eq!(notice.kind, crate::sessions::NoticeKind::Renew { session });
+    assert_eq!(notice.to, "10.0.0.2:7000".parse().unwrap());
+    // Once is enough.
+    let again = tokio::time::timeout(ROUND * 5 / 2, notices.recv()).await;
+    assert!(again.is_err(), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registration_expires_by_itself() {
     let world = World::default();
     let (controller, _ended) = world.start();

@@ -1,3 +1,4 @@
+mod lifecycle;
 mod operator;
 mod random_steps;
 
