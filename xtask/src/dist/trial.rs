@@ -32,7 +32,7 @@ pub(super) fn run(package: &Path) -> Result<()> {
 
     configure(&debian, &options)?;
     starts(&debian)?;
-    println!("dist: starts as its unit says, and restarts without detaching");
+    println!("dist: starts as its unit says, reloads, and restarts without detaching");
 
     debian.run(&["dpkg", "--remove", "push"])?;
     ensure!(!debian.has("/usr/bin/push-ctl"), "push-ctl is still there");
@@ -131,7 +131,37 @@ fn starts(debian: &Debian) -> Result<()> {
         links()? == before && before.len() == 2,
         "it has attached anew"
     );
+    reloads(debian)?;
     // Fails, and says why, if anything isn't right.
     debian.run(&["push-ctl", "doctor"])?;
+    Ok(())
+}
+
+/// A configuration that can be had without a restart, and one that can't.
+fn reloads(debian: &Debian) -> Result<()> {
+    let path = debian.path(CONFIG);
+    let config = fs::read_to_string(&path)?;
+    fs::write(
+        &path,
+        config.replace("max_lifetime = \"24h\"", "max_lifetime = \"12h\""),
+    )?;
+    debian.run(&["systemctl", "reload", "push"])?;
+    fs::write(&path, config.replace("slots = 4096", "slots = 2048"))?;
+    ensure!(
+        debian.run(&["systemctl", "reload", "push"]).is_err(),
+        "systemctl reload says nothing of a refusal"
+    );
+    fs::write(&path, config)?;
+    debian.run(&["systemctl", "reload", "push"])?;
+    let shown = debian.run(&[
+        "systemctl",
+        "show",
+        "push",
+        "--property=NRestarts,ActiveState",
+    ])?;
+    ensure!(
+        shown.contains("NRestarts=0") && shown.contains("ActiveState=active"),
+        "reloading has restarted it: {shown}"
+    );
     Ok(())
 }
