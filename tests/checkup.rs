@@ -75,6 +75,13 @@ fn the_doctor_finds_what_is_wrong_and_its_fix_mends_it() {
         Party::Gateway,
         "ip link set dev gw-dev mtu 1400; sysctl -qw net.ipv4.conf.gw-app.forwarding=0",
     );
+    let brief = run(lab, &["status", "--brief"]);
+    let line = String::from_utf8(brief.stdout).unwrap();
+    assert_eq!(brief.status.code(), Some(1));
+    assert!(
+        line.starts_with("NOT OK: ") && line.contains("forwarding=1"),
+        "{line}"
+    );
     let (report, code) = examine();
     assert_eq!(code, Some(0), "warnings alone aren't a failure");
     for check in ["mtu", "sysctl:gw-app"] {
@@ -135,7 +142,6 @@ fn a_daemon_is_waited_for() {
         "{line}"
     );
 
-    // Somebody detaches the program by force: the pin goes, then the daemon's own hold on the link.
     let brief = json_of(&run(&lab, &["-j", "status", "--brief"]));
     assert_eq!(brief["healthy"], true, "{brief}");
 }

@@ -5,6 +5,7 @@ use crate::config::{Change, Changes, Config, ConfigError};
 use crate::controller::{Controller, Stopped};
 use crate::events::{Bus, Event, What};
 use crate::limits;
+use crate::service;
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::signal::unix::Signal;
 use tokio::sync::Mutex;
@@ -64,8 +65,12 @@ impl InForce {
     /// [`ReloadError`]; nothing has changed then.
     pub async fn reload(&self) -> Result<Vec<Change>, ReloadError> {
         let _turn = self.turn.lock().await;
-        // A service manager that is to be told has to be told here, and again below.
+        service::reloading();
         let result = self.apply().await;
+        service::reloaded(match &result {
+            Ok(_) => "Reloaded the configuration.",
+            Err(_) => "The configuration could not be reloaded; the one before stays.",
+        });
         match &result {
             Ok(changes) if changes.is_empty() => info!("reloaded the configuration: no change"),
             Ok(changes) => {

@@ -34,7 +34,7 @@ pub fn run(check: bool, quick: bool) -> Result<()> {
 /// Without optimisation; the package is for tries only.
 fn build_quickly() -> Result<PathBuf> {
     let mut command = workspace::cargo();
-    command.args(["build", "-p", "push-ctl"]);
+    command.args(["build", "--workspace"]);
     let line = child::display(&command);
     let status = command
         .status()

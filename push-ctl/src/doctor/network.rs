@@ -179,13 +179,7 @@ fn addresses_of(
 }
 
 fn switches(nic: &Nic) -> Vec<Finding> {
-    let ours = crate::dataplane::Nic {
-        name: nic.name.clone(),
-        ipv4: nic.ipv4(),
-        ipv6: nic.ipv6(),
-        takes_acks: nic.role.takes_acks(),
-    };
-    let mut findings: Vec<_> = survey::switches(&ours)
+    let mut findings: Vec<_> = survey::switches(&nic.into())
         .into_iter()
         .map(|switch| Finding::warn(format!("sysctl:{}", nic.name), switch.why, switch.fix))
         .collect();

@@ -1,97 +1,64 @@
 //! The package, tried in the smallest Debian there is: it installs, starts, and leaves nothing behind.
 //!
-//! No systemd runs in there. So the daemon is started by hand as the unit says, by the user and with the
-//! capabilities that it names; what systemd makes of the rest of the unit isn't shown.
+//! A systemd of its own runs in there, as process 1 of namespaces of its own, in the gateway of a lab: so the
+//! unit is obeyed to the letter, with the kernel and the NICs of the lab. What isn't shown is a whole machine
+//! that boots.
+
+mod debian;
 
 use crate::lab::{Lab, Options};
-use crate::{child, workspace};
-use anyhow::{Context, Result, ensure};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
-use std::collections::BTreeSet;
+use anyhow::{Result, ensure};
+use debian::Debian;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-
-/// Debian's oldest release that has a kernel for push in its backports.
-const RELEASE: &str = "bookworm";
-
-/// A slow mirror is waited for.
-const LIMIT: Duration = Duration::from_secs(20 * 60);
+use std::path::Path;
 
 const PREFIX: &str = "push-dist";
 
-/// Where dpkg and debconf note what they did: these change with every package.
-const NOTES: [&str; 4] = ["var/lib/dpkg", "var/log", "var/cache", "etc/ld.so.cache"];
+/// Where the daemon's configuration is in there.
+const CONFIG: &str = "etc/push/push.toml";
 
-/// Files that useradd and userdel write, and their backups.
-const USERS: [&str; 10] = [
-    "etc/passwd",
-    "etc/passwd-",
-    "etc/group",
-    "etc/group-",
-    "etc/shadow",
-    "etc/shadow-",
-    "etc/gshadow",
-    "etc/gshadow-",
-    "etc/subuid-",
-    "etc/subgid-",
-];
-
-/// The capabilities that the unit names, as setpriv takes them.
-const CAPABILITIES: &str = "-all,+bpf,+net_admin,+perfmon";
-
+/// Installs, starts, restarts, removes and purges the package.
 pub(super) fn run(package: &Path) -> Result<()> {
-    // What is mounted from here on is seen by this process and its children, and goes with them.
-    unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
-        .context("cannot keep mounts to this process")?;
-    let root = Root::make()?;
-    let before = root.files()?;
-    fs::copy(package, root.path("tmp/push.deb"))?;
-    root.run(&["dpkg", "--install", "/tmp/push.deb"])?;
-    fs::remove_file(root.path("tmp/push.deb"))?;
+    let mut options = Options::new(PREFIX, Path::new("/usr/bin/push-ctl"));
+    options.daemon = false;
+    let lab = Lab::up(&options)?;
+    let debian = Debian::boot(&lab)?;
+    let before = debian.files()?;
+    fs::copy(package, debian.path("root/push.deb"))?;
+    debian.run(&["dpkg", "--install", "/root/push.deb"])?;
+    fs::remove_file(debian.path("root/push.deb"))?;
     println!("dist: installed");
-    is_installed(&root)?;
-    starts(&root)?;
-    println!("dist: starts as user push, is ready, and stops");
+    is_installed(&debian)?;
 
-    root.run(&["dpkg", "--remove", "push"])?;
+    configure(&debian, &options)?;
+    starts(&debian)?;
+    println!("dist: starts as its unit says, reloads, and restarts without detaching");
+
+    debian.run(&["dpkg", "--remove", "push"])?;
+    ensure!(!debian.has("/usr/bin/push-ctl"), "push-ctl is still there");
+    ensure!(!debian.has("/sys/fs/bpf/push"), "the pins are still there");
     ensure!(
-        !root.path("usr/bin/push-ctl").exists(),
-        "push-ctl is still there"
+        debian.has("/var/lib/push/push.redb") && debian.has("/etc/push/push.toml"),
+        "what is the operator's has gone with the package"
     );
+    debian.run(&["dpkg", "--purge", "push"])?;
     ensure!(
-        !root.path("sys/fs/bpf/push").exists(),
-        "the pins are still there"
-    );
-    ensure!(
-        root.path("var/lib/push/push.redb").exists(),
-        "the store has gone with the package"
-    );
-    ensure!(
-        root.path("etc/push/push.toml").exists(),
-        "the configuration has gone with the package"
-    );
-    root.run(&["dpkg", "--purge", "push"])?;
-    ensure!(
-        root.run(&["getent", "passwd", "push"]).is_err(),
+        debian.run(&["getent", "passwd", "push"]).is_err(),
         "the user is still there"
     );
-    let after = root.files()?;
+    let after = debian.files()?;
     let left: Vec<_> = after.difference(&before).collect();
     ensure!(left.is_empty(), "left behind: {left:?}");
     let gone: Vec<_> = before.difference(&after).collect();
     ensure!(gone.is_empty(), "taken along: {gone:?}");
     println!("dist: removed and purged; nothing is left");
-    Ok(())
+    debian.halt()?;
+    lab.down()
 }
 
 /// What dpkg should have done.
-fn is_installed(root: &Root) -> Result<()> {
-    let version = root.run(&["push-ctl", "--version"])?;
+fn is_installed(debian: &Debian) -> Result<()> {
+    let version = debian.run(&["push-ctl", "--version"])?;
     ensure!(
         version.trim() == format!("push-ctl {}", env!("CARGO_PKG_VERSION")),
         "it says {version:?}"
@@ -105,174 +72,96 @@ fn is_installed(root: &Root) -> Result<()> {
     ] {
         // A bare root may be set up to leave documentation out.
         let is_left_out = file.starts_with("usr/share/doc") || file.starts_with("usr/share/man");
-        ensure!(is_left_out || root.path(file).exists(), "no {file}");
+        ensure!(is_left_out || debian.path(file).exists(), "no {file}");
     }
-    let enabled = root.path("etc/systemd/system/multi-user.target.wants/push.service");
+    let enabled = debian.path("etc/systemd/system/multi-user.target.wants/push.service");
     ensure!(enabled.is_symlink(), "the unit isn't enabled");
-    let user = root.run(&["getent", "passwd", "push"])?;
+    let user = debian.run(&["getent", "passwd", "push"])?;
     ensure!(user.contains("/usr/sbin/nologin"), "the user is {user:?}");
     Ok(())
 }
 
-/// Starts the daemon of the root in a lab's gateway, and ends it.
-fn starts(root: &Root) -> Result<()> {
-    let mut options = Options::new(PREFIX, &root.path("usr/bin/push-ctl"));
-    options.daemon = false;
-    let lab = Lab::up(&options)?;
+/// The lab's configuration, with its files where the unit wants them.
+fn configure(debian: &Debian, options: &Options) -> Result<()> {
     let config = options.config.to_toml(Path::new("/@"));
     let config = config
         .replace("/@/state", "/var/lib/push")
         .replace("/@/bpf/push", "/sys/fs/bpf/push")
         .replace("/@/admin.sock", "/run/push/admin.sock");
-    fs::write(root.path("etc/push/push.toml"), config)?;
-    root.run(&["chown", "root:push", "/etc/push/push.toml"])?;
-    // What systemd would have made: RuntimeDirectory, StateDirectory, and the pin directory.
-    for (folder, mode) in [
-        ("/run/push", "0750"),
-        ("/var/lib/push", "0700"),
-        ("/sys/fs/bpf/push", "0700"),
+    fs::write(debian.path(CONFIG), config)?;
+    debian.run(&["chown", "root:push", "/etc/push/push.toml"])?;
+    debian.run(&["chmod", "0640", "/etc/push/push.toml"])?;
+    Ok(())
+}
+
+fn starts(debian: &Debian) -> Result<()> {
+    // Comes back when the daemon has said that it is ready.
+    debian.run(&["systemctl", "start", "push"])?;
+    let brief = debian.run(&["push-ctl", "status", "--brief"])?;
+    println!("dist: {}", brief.trim());
+    let show = [
+        "systemctl",
+        "show",
+        "push",
+        "--property=User,StatusText,WatchdogUSec,NRestarts",
+    ];
+    let shown = debian.run(&show)?;
+    for line in [
+        "User=push",
+        "StatusText=0 authorised",
+        "WatchdogUSec=30s",
+        "NRestarts=0",
     ] {
-        root.run(&[
-            "install", "-d", "-o", "push", "-g", "push", "-m", mode, folder,
-        ])?;
+        ensure!(shown.contains(line), "no {line} in {shown}");
     }
-    let (inheritable, ambient) = (
-        format!("--inh-caps={CAPABILITIES}"),
-        format!("--ambient-caps={CAPABILITIES}"),
+    let log = debian.run(&["journalctl", "--unit=push", "--output=json"])?;
+    ensure!(
+        log.contains("\"PUSH_NIC\":\"gw-app\""),
+        "the journal has no fields of the log: {log}"
     );
-    let bounding = format!("--bounding-set={CAPABILITIES}");
-    let mut command = lab.gateway_command("chroot");
-    command.arg(&root.folder).args([
-        "setpriv",
-        "--reuid=push",
-        "--regid=push",
-        "--init-groups",
-        "--no-new-privs",
-        &inheritable,
-        &ambient,
-        &bounding,
-        "push-ctl",
-        "run",
-    ]);
-    let daemon = Daemon(
-        command
-            .stdin(Stdio::null())
-            .spawn()
-            .with_context(|| format!("cannot run `{}`", child::display(&command)))?,
+    let links = || -> Result<Vec<String>> {
+        let status = debian.run(&["push-ctl", "--json", "status"])?;
+        let status: serde_json::Value = serde_json::from_str(&status)?;
+        let nics = status["nics"].as_array().into_iter().flatten();
+        Ok(nics.map(|nic| nic["link_id"].to_string()).collect())
+    };
+    let before = links()?;
+    debian.run(&["systemctl", "restart", "push"])?;
+    ensure!(
+        links()? == before && before.len() == 2,
+        "it has attached anew"
     );
-    let status = root.run(&["push-ctl", "status", "--wait", "30s", "--brief"])?;
-    println!("dist: {}", status.trim());
-    daemon.stop()?;
-    lab.down()
+    reloads(debian)?;
+    // Fails, and says why, if anything isn't right.
+    debian.run(&["push-ctl", "doctor"])?;
+    Ok(())
 }
 
-/// Is killed if it isn't stopped.
-struct Daemon(Child);
-
-impl Daemon {
-    fn stop(mut self) -> Result<()> {
-        let pid = i32::try_from(self.0.id())?;
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            nix::sys::signal::Signal::SIGTERM,
-        )?;
-        let status = self.0.wait()?;
-        ensure!(status.success(), "the daemon ended with {status}");
-        Ok(())
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ended = self.0.kill();
-        let _reaped = self.0.wait();
-    }
-}
-
-/// The smallest Debian there is, in a folder.
-struct Root {
-    folder: PathBuf,
-}
-
-impl Root {
-    /// A copy of one that is fetched once.
-    fn make() -> Result<Self> {
-        let dist = workspace::target().join("dist");
-        let (pristine, folder) = (dist.join(format!("{RELEASE}.tar")), dist.join("root"));
-        remove(&folder)?;
-        fs::create_dir_all(&folder)?;
-        if pristine.exists() {
-            child::output(
-                child::command("tar")
-                    .arg("-xf")
-                    .arg(&pristine)
-                    .arg("-C")
-                    .arg(&folder),
-            )?;
-        } else {
-            println!("dist: fetching Debian {RELEASE}, the smallest there is; once");
-            child::watch(
-                child::command("debootstrap")
-                    .args(["--variant=minbase", RELEASE])
-                    .arg(&folder),
-                LIMIT,
-            )?;
-            child::output(
-                child::command("tar")
-                    .arg("-cf")
-                    .arg(&pristine)
-                    .arg("-C")
-                    .arg(&folder)
-                    .arg("."),
-            )?;
-        }
-        let root = Self { folder };
-        let mounts = [("proc", "proc", ""), ("bpf", "sys/fs/bpf", "mode=0755")];
-        for (kind, place, data) in mounts {
-            let place = root.path(place);
-            fs::create_dir_all(&place)?;
-            mount(Some(kind), &place, Some(kind), MsFlags::empty(), Some(data))
-                .with_context(|| format!("cannot mount {}", place.display()))?;
-        }
-        Ok(root)
-    }
-
-    fn path(&self, path: &str) -> PathBuf {
-        self.folder.join(path)
-    }
-
-    /// What a command says that runs in it.
-    fn run(&self, line: &[&str]) -> Result<String> {
-        let mut command = Command::new("chroot");
-        command
-            .arg(&self.folder)
-            .args(line)
-            .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("DEBIAN_FRONTEND", "noninteractive");
-        child::output(&mut command)
-    }
-
-    /// The names of all files that aren't notes of dpkg.
-    fn files(&self) -> Result<BTreeSet<String>> {
-        let mut find = child::command("find");
-        find.arg(&self.folder).args(["-xdev", "-printf", "%P\\n"]);
-        let all = child::output(&mut find)?;
-        let is_noted =
-            |file: &&str| !NOTES.iter().any(|note| file.starts_with(note)) && !USERS.contains(file);
-        Ok(all.lines().filter(is_noted).map(str::to_owned).collect())
-    }
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    for place in ["sys/fs/bpf", "proc"] {
-        let place = folder.join(place);
-        while place.exists() && umount2(&place, MntFlags::MNT_DETACH).is_ok() {}
-    }
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
+/// A configuration that can be had without a restart, and one that can't.
+fn reloads(debian: &Debian) -> Result<()> {
+    let path = debian.path(CONFIG);
+    let config = fs::read_to_string(&path)?;
+    fs::write(
+        &path,
+        config.replace("max_lifetime = \"24h\"", "max_lifetime = \"12h\""),
+    )?;
+    debian.run(&["systemctl", "reload", "push"])?;
+    fs::write(&path, config.replace("slots = 4096", "slots = 2048"))?;
+    ensure!(
+        debian.run(&["systemctl", "reload", "push"]).is_err(),
+        "systemctl reload says nothing of a refusal"
+    );
+    fs::write(&path, config)?;
+    debian.run(&["systemctl", "reload", "push"])?;
+    let shown = debian.run(&[
+        "systemctl",
+        "show",
+        "push",
+        "--property=NRestarts,ActiveState",
+    ])?;
+    ensure!(
+        shown.contains("NRestarts=0") && shown.contains("ActiveState=active"),
+        "reloading has restarted it: {shown}"
+    );
+    Ok(())
 }
