@@ -3,8 +3,8 @@
 
 use crate::config::{Change, Changes, Config, ConfigError};
 use crate::controller::{Controller, Stopped};
-use crate::events::{Bus, Event, What};
-use crate::limits;
+use crate::events::{Bus, What};
+use crate::{limits, service};
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::signal::unix::Signal;
 use tokio::sync::Mutex;
@@ -64,8 +64,13 @@ impl InForce {
     /// [`ReloadError`]; nothing has changed then.
     pub async fn reload(&self) -> Result<Vec<Change>, ReloadError> {
         let _turn = self.turn.lock().await;
-        // A service manager that is to be told has to be told here, and again below.
+        service::reloading();
         let result = self.apply().await;
+        service::reloaded(if result.is_ok() {
+            "The configuration was read anew."
+        } else {
+            "The configuration could not be read anew; the one before is in force."
+        });
         match &result {
             Ok(changes) if changes.is_empty() => info!("reloaded the configuration: no change"),
             Ok(changes) => {
@@ -76,11 +81,7 @@ impl InForce {
                     info!(key, before, after, "reloaded the configuration: changed");
                 }
                 let changes = changes.iter().map(ToString::to_string).collect();
-                let what = What::Reloaded { changes };
-                // If the controller has stopped meanwhile, nobody listens any more.
-                if let Ok(at) = self.controller.observe(|view| view.now).await {
-                    self.events.publish(Event { at, what });
-                }
+                self.events.publish_now(What::Reloaded { changes });
             }
             Err(error) => error!("the configuration in force stays: {error}"),
         }
@@ -93,7 +94,7 @@ impl InForce {
             // What came of it is in the log.
             let _logged = self.reload().await;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     async fn apply(&self) -> Result<Vec<Change>, ReloadError> {
