@@ -10,6 +10,7 @@
 //! | [`nics`] | that NICs come and go while triggers flow |
 //! | [`reload`] | that the configuration is read anew, all of it or nothing |
 //! | [`watched`] | what is handed out of packets that name a session that is watched |
+//! | [`trace`] | what is said would become of a trigger, and does |
 //! | [`races`] | that two CPUs, restarts and changes at any moment make no difference |
 //! | [`model`] | that the program does what a second path, written from the documents, does |
 //! | [`judged`] | what tshark, scapy and the kernel's own stack say of what it sends |
@@ -48,6 +49,7 @@ mod refusals;
 mod reload;
 mod service;
 mod story;
+mod trace;
 mod verdicts;
 mod watched;
 mod watching;

@@ -71,8 +71,13 @@ fn failure(lab: &Lab, arguments: &[&str]) -> String {
 fn a_third_nic_comes_and_goes_while_triggers_flow_and_none_is_lost() {
     let story = with_third_nic("push-nics");
     let lab = &story.lab;
-    let flowing = story.authorised(0, DEVICE_PORT);
     let registration = story.registered(0);
+    let flowing = story.requested(0, &registration, "flowing", DEVICE_PORT);
+    story
+        .clients()
+        .authorise(&outside(0), &story.app_key, &flowing)
+        .unwrap();
+    let flowing = flowing.traffic;
     let granted = story.requested(0, &registration, "other", 7001);
     let told = || {
         let proof = (Some(&*story.app_key), &*granted.request_file);

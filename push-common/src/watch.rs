@@ -41,7 +41,7 @@ pub struct Capture {
     pub time_ns: u64,
     /// Value of the session identifier.
     pub session: u64,
-    /// Length of the frame, as it came, in bytes.
+    /// Length of all of the frame in bytes.
     pub length: u32,
     /// Bytes of `frame` that are there.
     pub captured: u32,

@@ -17,6 +17,7 @@ mod reload;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 pub use socket::{Socket, SocketError};
 
@@ -237,6 +238,8 @@ fn router(controller: Controller, daemon: Daemon, stopping: watch::Receiver<bool
         .route("/v1/sessions", get(listing::sessions))
         .route("/v1/sessions/{id}/rotate", post(devices::rotate))
         .route("/v1/sessions/{id}", get(devices::show_session))
+        .route("/v1/sessions/{id}/trace", get(trace::trace))
+        .route("/v1/sessions/{id}/packets", get(trace::packets))
         .route("/v1/sessions/{id}/revoke", post(devices::revoke))
         .route(
             "/v1/sessions/{id}/tunnel",

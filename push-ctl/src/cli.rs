@@ -8,6 +8,7 @@ mod client;
 mod commands;
 mod live;
 mod log;
+mod pcap;
 mod people;
 mod policy;
 mod rates;
@@ -23,6 +24,7 @@ use commands::stats::Stats;
 use commands::store::Store;
 use commands::sysdump::Sysdump;
 use commands::top::Top;
+use commands::trace::Trace;
 use commands::{apps, devices, doctor, emulate, gateway, health, reload};
 use log::LogFormat;
 use policy::PolicyOptions;
@@ -76,6 +78,9 @@ enum Command {
     /// NICs that the program is attached to
     #[command(subcommand)]
     Nic(Nic),
+    /// What becomes of triggers, and why
+    #[command(subcommand)]
+    Trace(Trace),
     /// Show what became of packets, with what it means
     Stats(Stats),
     /// Watch rates, and the busiest sessions and applications, on the terminal; q ends it
@@ -306,7 +311,7 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
             is_good: true,
         })
     };
-    let socket = &cli.socket;
+    let (socket, as_json) = (&cli.socket, cli.json);
     match cli.command {
         Command::Run { file, log_format } => {
             run(&file.config, log_format).and_then(|()| quiet(String::new()))
@@ -319,6 +324,7 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
         Command::Monitor(monitor) => monitor.dispatch(socket, cli.json),
         Command::Realm(Realm::List) => client::ask(socket, gateway::realm_list()),
         Command::Nic(command) => command.dispatch(socket),
+        Command::Trace(command) => command.dispatch(socket, as_json),
         Command::App(command) => app(socket, command),
         Command::Terminal(command) => command.dispatch(socket),
         Command::Session(command) => command.dispatch(socket),

@@ -3,9 +3,8 @@
 
 use crate::config::{Change, Changes, Config, ConfigError};
 use crate::controller::{Controller, Stopped};
-use crate::events::{Bus, Event, What};
-use crate::limits;
-use crate::service;
+use crate::events::{Bus, What};
+use crate::{limits, service};
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::signal::unix::Signal;
 use tokio::sync::Mutex;
@@ -81,11 +80,7 @@ impl InForce {
                     info!(key, before, after, "reloaded the configuration: changed");
                 }
                 let changes = changes.iter().map(ToString::to_string).collect();
-                let what = What::Reloaded { changes };
-                // If the controller has stopped meanwhile, nobody listens any more.
-                if let Ok(at) = self.controller.observe(|view| view.now).await {
-                    self.events.publish(Event { at, what });
-                }
+                self.events.publish_now(What::Reloaded { changes });
             }
             Err(error) => error!("the configuration in force stays: {error}"),
         }
@@ -98,7 +93,7 @@ impl InForce {
             // What came of it is in the log.
             let _logged = self.reload().await;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     async fn apply(&self) -> Result<Vec<Change>, ReloadError> {

@@ -151,7 +151,7 @@ fn push(context: XdpContext) -> u32 {
     count(verdict, length);
     let watched = watched();
     if watched != 0 && watched == named() {
-        hand_out(&context, verdict, length, watched);
+        hand_out(&context, verdict, watched);
     }
     #[cfg(feature = "log")]
     if let Action::Drop = verdict.action() {

@@ -31,9 +31,9 @@ pub(crate) fn watched() -> u64 {
         .map_or(0, |watch| unsafe { load(&raw const (*watch).session) })
 }
 
-/// Hands out a copy of the packet, which names that session, as it is now; `length` is what it came with.
+/// Hands out a copy of the packet, which names that session, as it is now.
 #[inline(never)]
-pub(crate) fn hand_out(context: &XdpContext, verdict: Verdict, length: usize, session: u64) {
+pub(crate) fn hand_out(context: &XdpContext, verdict: Verdict, session: u64) {
     let (Some(watch), Some(limits)) = (WATCH.get_ptr_mut(0), limits()) else {
         return;
     };
@@ -64,8 +64,8 @@ pub(crate) fn hand_out(context: &XdpContext, verdict: Verdict, length: usize, se
     // SAFETY: the entry is as long as a capture, its beginning aligned to 8 bytes, and all bytes make one.
     unsafe {
         let xdp = context.as_ptr().cast();
-        // Its length may be another one than before.
-        let mut captured = bpf_xdp_get_buff_len(xdp);
+        let length = bpf_xdp_get_buff_len(xdp);
+        let mut captured = length;
         if captured > SNAP_BYTES as u64 {
             captured = SNAP_BYTES as u64;
         }

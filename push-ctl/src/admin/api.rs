@@ -4,10 +4,12 @@
 mod activity;
 mod nics;
 mod reload;
+mod trace;
 
 pub use activity::{Activity, BusyApp, BusySession};
 pub use nics::{AttachNic, NicAttached, NicDetached, NicListed};
 pub use reload::{ConfigChange, Reloaded};
+pub use trace::{CapturedPacket, PacketLine, Trace, TraceStep, TraceVerdict};
 
 use crate::config::Role;
 use push_common::wire::SessionId;

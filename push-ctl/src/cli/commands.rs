@@ -14,6 +14,7 @@ pub(super) mod stats;
 pub(super) mod store;
 pub(super) mod sysdump;
 pub(super) mod top;
+pub(super) mod trace;
 
 use std::fmt::Write;
 

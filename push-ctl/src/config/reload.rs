@@ -6,7 +6,7 @@ use super::{
 use crate::dataplane;
 use std::collections::BTreeSet;
 use std::fmt::{self, Debug};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A key that has another value.
@@ -63,18 +63,22 @@ impl Changes {
             audit,
             metrics,
         } = before;
-        changes.restart("state_dir", state_dir, &after.state_dir, path);
-        changes.restart("pin_dir", pin_dir, &after.pin_dir, path);
-        changes.restart("admin_socket", admin_socket, &after.admin_socket, path);
+        changes.restart("state_dir", state_dir, &after.state_dir, |file| path(file));
+        changes.restart("pin_dir", pin_dir, &after.pin_dir, |file| path(file));
+        changes.restart("admin_socket", admin_socket, &after.admin_socket, |file| {
+            path(file)
+        });
         changes.sessions(sessions, &after.sessions);
         changes.triggers(triggers, &after.triggers);
         changes.data_plane(data_plane, &after.data_plane);
         changes.nics(nic, &after.nic);
         let Internal { listen } = internal;
-        changes.restart("internal.listen", listen, &after.internal.listen, list);
+        changes.restart("internal.listen", listen, &after.internal.listen, |all| {
+            list(all)
+        });
         changes.realms(realm, &after.realm);
         let Gtpu { local } = gtpu;
-        changes.restart("gtpu.local", local, &after.gtpu.local, list);
+        changes.restart("gtpu.local", local, &after.gtpu.local, |all| list(all));
         changes.external(external, &after.external);
         let Audit {
             file,
@@ -205,8 +209,8 @@ impl Changes {
             certificate,
             private_key,
         } = before;
-        self.restart("external.listen", listen, &after.listen, list);
-        let text = |file: &Option<PathBuf>| file.as_ref().map(path).unwrap_or_default();
+        self.restart("external.listen", listen, &after.listen, |all| list(all));
+        let text = |file: &Option<PathBuf>| file.as_deref().map(path).unwrap_or_default();
         self.restart(
             "external.certificate",
             certificate,
@@ -265,7 +269,7 @@ impl Changes {
     }
 }
 
-fn path(path: &PathBuf) -> String {
+fn path(path: &Path) -> String {
     path.display().to_string()
 }
 
@@ -273,7 +277,7 @@ fn time(duration: &Duration) -> String {
     humantime::format_duration(*duration).to_string()
 }
 
-fn list(all: &Vec<impl ToString>) -> String {
+fn list(all: &[impl ToString]) -> String {
     let texts: Vec<_> = all.iter().map(ToString::to_string).collect();
     texts.join(" ")
 }

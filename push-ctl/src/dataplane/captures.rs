@@ -23,9 +23,9 @@ pub struct Captured {
     pub nic: Option<String>,
     /// What became of it.
     pub verdict: Verdict,
-    /// Length of its frame, as it came, in bytes.
+    /// Length of its frame in bytes, as it was when it left the program.
     pub length: u32,
-    /// The beginning of its frame as it was when it left the program.
+    /// The beginning of that frame.
     pub frame: Vec<u8>,
 }
 

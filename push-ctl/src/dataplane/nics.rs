@@ -74,7 +74,7 @@ impl Dataplane {
         } = to;
         let idle_before = self.settings.idle_after;
         self.settings.idle_after = idle_after.unwrap_or(idle_before);
-        let steps = self.steps(nics, gone, self.settings.idle_after != idle_before);
+        let steps = self.steps(&nics, &gone, self.settings.idle_after != idle_before);
         let result = self.take_all_or_undo(steps, idle_before).await;
         if result.is_err() {
             self.settings.idle_after = idle_before;
@@ -123,7 +123,7 @@ impl Dataplane {
     }
 
     /// From how it is to how it is to be. Detaching comes last, as it can't be taken back without a trace.
-    fn steps(&self, nics: Vec<Nic>, gone: Vec<String>, all_change: bool) -> Vec<Step> {
+    fn steps(&self, nics: &[Nic], gone: &[String], all_change: bool) -> Vec<Step> {
         let named: BTreeSet<_> = nics.iter().map(|nic| nic.name.clone()).collect();
         let others = self.attached.iter().map(|attached| &attached.nic);
         let others = others
