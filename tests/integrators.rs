@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use xtask::bench::control;
 use xtask::clients::Granted;
 use xtask::lab::{DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Party};
-use xtask::{child, traffic};
+use xtask::{child, traffic, workspace};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -152,6 +152,8 @@ fn an_emulated_device_does_all_that_a_push_client_has_to() {
         for _ in 0..2 {
             device.wait_for("refreshed");
         }
+        child::output(&mut lab.push_ctl(&["session", "revoke", &session.id])).unwrap();
+        assert_eq!(device.wait_for("torn_down")["cause"], "revoked");
         let id = registered["registration"].as_str().unwrap();
         let shown = lab.push_ctl_json(&["terminal", "show", id]).unwrap();
         assert_eq!(shown["state"], "first_operative");
@@ -218,13 +220,62 @@ fn what_an_emulated_device_cannot_have_is_said() {
     }
 }
 
+/// Each of these says "ok" if the Python sender agrees with the vectors for senders.
+const AGAINST_THE_VECTORS: &str = "
+import json, sender, sys
+for vector in json.load(open(sys.argv[1]))['valid']:
+    key = sender.tag_key(vector['token'])
+    rest = [vector[name] for name in ('flags', 'token_generation', 'session_id', 'sequence')]
+    made = sender.signed(key, *rest, bytes.fromhex(vector['payload'])).hex()
+    print('ok' if made == vector['datagram'] else vector['name'])
+";
+
+#[test]
+fn the_sender_in_python_of_the_guide_delivers() {
+    let story = Story::begin("push-python");
+    let lab = &story.lab;
+    let guide = lab.push_ctl(&["guide", "sender"]);
+    let sender = lab.folder().join("sender.py");
+    fs::write(&sender, child::output(&mut { guide }).unwrap()).unwrap();
+    let mut check = child::command("python3");
+    check.args(["-B", "-c", AGAINST_THE_VECTORS]);
+    check.arg(workspace::root().join("push-common/trigger-vectors.json"));
+    let agreed = child::output(check.current_dir(lab.folder())).unwrap();
+    assert!(
+        agreed.lines().count() > 5 && agreed.lines().all(|line| line == "ok"),
+        "{agreed}"
+    );
+
+    child::output(&mut lab.push_ctl(&["app", "set", APP, "--return-acks"])).unwrap();
+    let mut device = Emulated::begin(&story, 0, &[]);
+    let session = device.session(&story);
+    let key = fs::read_to_string(&story.app_key).unwrap();
+    let key = key.strip_prefix("Authorization: Bearer ").unwrap();
+    let mut command = lab.exec_in(Party::Application, "python3");
+    command
+        .arg(&sender)
+        .arg(format!("https://{}:8443", GATEWAY_OUTSIDE[0]))
+        .args([&*session.id, "storm \u{2602}"])
+        .arg(lab.certificate_path())
+        .env("APP_KEY", key.trim())
+        .env("TOKEN", fs::read_to_string(&session.token_file).unwrap());
+    assert_eq!(child::output(&mut command).unwrap(), "delivered\n");
+    let trigger = device.wait_for("trigger");
+    assert_eq!(trigger["payload_hex"], hex::encode("storm \u{2602}"));
+    assert_eq!(trigger["acknowledged"], true);
+    let (summary, succeeded) = device.interrupt();
+    assert!(succeeded, "{summary}");
+}
+
 #[test]
 fn two_thousand_devices_register_and_refresh_and_none_is_lost() {
     const DEVICES: u32 = 2_000;
     let lab = control::lab_for("push-many", Path::new(PUSH_CTL), DEVICES).unwrap();
     let summary = control::measure(&lab, Path::new(PUSH_CTL), DEVICES).unwrap();
     println!("{summary}");
-    let terminals = lab.push_ctl_json(&["terminal", "list"]).unwrap();
+    let terminals = lab
+        .push_ctl_json(&["terminal", "list", "--limit", "5000"])
+        .unwrap();
     let first = terminals.as_array().unwrap().iter();
     let first = first.filter(|terminal| terminal["state"] == "first_operative");
     assert_eq!(first.count(), 2_000);
