@@ -10,6 +10,7 @@ mod live;
 mod log;
 mod people;
 mod policy;
+mod probe;
 mod rates;
 mod trigger;
 
@@ -96,6 +97,7 @@ enum Command {
     /// Play a party that push works with, to try things out or to put load on them
     #[command(subcommand)]
     Emulate(emulate::Emulate),
+    Probe(Box<probe::Probe>),
     /// Print what those who integrate need to know
     Guide {
         /// What about
@@ -338,6 +340,7 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
         Command::Man(man) => man.dispatch(),
         Command::Trigger(Trigger::Send(send)) => trigger::send(&send),
         Command::Emulate(command) => emulate::dispatch(&command, cli.json),
+        Command::Probe(options) => probe::probe(&options, socket, cli.json),
         Command::Guide { topic } => guide::guide(topic),
         Command::Completions { shell } => {
             let mut script = Vec::new();
