@@ -11,6 +11,7 @@ mod log;
 mod pcap;
 mod people;
 mod policy;
+mod probe;
 mod rates;
 mod trigger;
 
@@ -25,7 +26,7 @@ use commands::store::Store;
 use commands::sysdump::Sysdump;
 use commands::top::Top;
 use commands::trace::Trace;
-use commands::{apps, devices, doctor, emulate, gateway, health, reload};
+use commands::{apps, devices, doctor, emulate, gateway, guide, health, reload};
 use log::LogFormat;
 use policy::PolicyOptions;
 use serde::Serialize;
@@ -101,6 +102,12 @@ enum Command {
     /// Play a party that push works with, to try things out or to put load on them
     #[command(subcommand)]
     Emulate(emulate::Emulate),
+    Probe(Box<probe::Probe>),
+    /// Print what those who integrate need to know
+    Guide {
+        /// What about
+        topic: guide::Topic,
+    },
     /// Print a script that completes commands in a shell
     Completions {
         /// For which shell
@@ -339,6 +346,8 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
         Command::Man(man) => man.dispatch(),
         Command::Trigger(Trigger::Send(send)) => trigger::send(&send),
         Command::Emulate(command) => emulate::dispatch(&command, cli.json),
+        Command::Probe(options) => probe::probe(&options, socket, cli.json),
+        Command::Guide { topic } => guide::guide(topic),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "push-ctl", &mut script);

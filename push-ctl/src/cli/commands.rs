@@ -5,6 +5,7 @@ pub(super) mod devices;
 pub(super) mod doctor;
 pub(super) mod emulate;
 pub(super) mod gateway;
+pub(super) mod guide;
 pub(super) mod health;
 pub(super) mod man;
 pub(super) mod monitor;

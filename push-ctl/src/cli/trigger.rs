@@ -16,8 +16,8 @@ use zerocopy::IntoBytes;
 /// A sequence number counts these since 1970, unless it is given.
 const SEQUENCE_STEP: Duration = Duration::from_millis(10);
 
-/// More than this is no token.
-const MAX_TOKEN_FILE_BYTES: u64 = 1024;
+/// More than this is no secret.
+const MAX_SECRET_FILE_BYTES: u64 = 1024;
 
 /// Sign a trigger and send it
 #[derive(Debug, clap::Args)]
@@ -115,21 +115,29 @@ impl Send {
 }
 
 fn read_token(path: &Path) -> Result<Token, Failure> {
+    read_secret(path, |text| {
+        text.parse::<Token>().map_err(|error| error.to_string())
+    })
+}
+
+/// A secret from a file, or from stdin if that is `-`; it is left nowhere else.
+pub(super) fn read_secret<T>(
+    path: &Path,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, Failure> {
     let mut text = String::new();
     let read = if path == Path::new("-") {
         io::stdin()
-            .take(MAX_TOKEN_FILE_BYTES)
+            .take(MAX_SECRET_FILE_BYTES)
             .read_to_string(&mut text)
     } else {
-        File::open(path).and_then(|file| file.take(MAX_TOKEN_FILE_BYTES).read_to_string(&mut text))
+        File::open(path).and_then(|file| file.take(MAX_SECRET_FILE_BYTES).read_to_string(&mut text))
     };
     read.map_err(|error| cannot_read(path, &error))?;
-    let token = text
-        .trim()
-        .parse()
-        .map_err(|error| Failure::new(format!("{}: {error}", path.display())));
+    let secret =
+        parse(text.trim()).map_err(|error| Failure::new(format!("{}: {error}", path.display())));
     zeroize::Zeroize::zeroize(&mut text);
-    token
+    secret
 }
 
 fn cannot_read(path: &Path, error: &io::Error) -> Failure {

@@ -61,6 +61,8 @@ pub struct Device {
     wishes: Arc<Wishes>,
     goal: Goal,
     registration: Option<Registered>,
+    /// The registration it has, or had last: one that is suspended comes back by a request of the gateway's.
+    known_as: Option<RegistrationId>,
     refresh_wanted: bool,
     session: Option<Session>,
     session_wanted: bool,
@@ -128,6 +130,7 @@ impl Device {
             wishes,
             goal: Goal::Nothing,
             registration: None,
+            known_as: None,
             refresh_wanted: false,
             session: None,
             session_refused: false,
@@ -217,10 +220,19 @@ impl Device {
         self.go_on(now, outcome);
     }
 
-    /// A datagram has come in.
-    pub fn receive(&mut self, now: Instant, datagram: &[u8], outcome: &mut Outcome) {
+    /// A datagram has come in. Triggers may keep their source; all else counts only if it came from the gateway.
+    pub fn receive(
+        &mut self,
+        now: Instant,
+        datagram: &[u8],
+        from_gateway: bool,
+        outcome: &mut Outcome,
+    ) {
         if datagram.first() == MAGIC.first() {
             self.take_trigger(datagram, outcome);
+            return;
+        }
+        if !from_gateway {
             return;
         }
         match message::read(datagram) {
@@ -339,6 +351,7 @@ impl Device {
                 };
                 let lifetime = Duration::from_secs(configuration.lifetime_s);
                 self.refresh_wanted = false;
+                self.known_as = Some(id);
                 self.registration = Some(Registered {
                     id,
                     refresh_at: self.refresh_at(now, lifetime),
@@ -375,8 +388,9 @@ impl Device {
         let key = (granted.token_generation, token.key());
         match self.session.as_mut().filter(|session| session.id == id) {
             Some(session) => {
-                // The one before is valid for a while.
-                session.keys.truncate(1);
+                // The one before is valid for a while; before that, too, if the one before never came to be.
+                session.keys.retain(|(known, _)| *known != key.0);
+                session.keys.truncate(2);
                 session.keys.insert(0, key);
             }
             None => {
@@ -469,7 +483,7 @@ impl Device {
         outcome: &mut Outcome,
     ) -> Result<ResponseType, ResponseType> {
         let has = |session: SessionId| self.session.as_ref().is_some_and(|it| it.id == session);
-        let is = |id: RegistrationId| self.registration() == Some(id);
+        let is = |id: RegistrationId| self.known_as == Some(id);
         match order {
             Order::Teardown { session, cause } if has(session) => {
                 self.session = None;
@@ -490,11 +504,13 @@ impl Device {
                 Ok(ResponseType::Changed)
             }
             Order::Refresh { id } if is(id) => {
-                self.refresh_wanted = true;
+                self.refresh_wanted = self.registration.is_some();
+                self.not_before = None;
                 outcome.news.push(News::RefreshAsked);
                 Ok(ResponseType::Changed)
             }
             Order::Configure { id, lifetime } if is(id) => {
+                self.not_before = None;
                 if let Some(lifetime) = lifetime {
                     let refresh_at = self.refresh_at(now, lifetime);
                     self.registration = Some(Registered { id, refresh_at });

@@ -284,7 +284,7 @@ impl<'a, L: Listener> Fleet<'a, L> {
             if let Some(&member) = self.by_address.get(&arrival.device) {
                 let datagram = &datagram[..arrival.length];
                 self.with(member, now, |device, now, outcome| {
-                    device.receive(now, datagram, outcome);
+                    device.receive(now, datagram, arrival.from_gateway, outcome);
                 });
             }
         }

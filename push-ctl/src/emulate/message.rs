@@ -540,6 +540,64 @@ pub(super) mod tests {
         }
     }
 
+    /// A message of the guide's worked example.
+    fn example(name: &str) -> Vec<u8> {
+        let guide = include_str!("../cli/topics/registration.md");
+        let (_, example) = guide.split_once("## Worked example").unwrap();
+        let mut lines = example.lines();
+        let message = lines.find_map(|line| line.strip_prefix(&format!("    {name} ")));
+        hex::decode(message.unwrap().trim()).unwrap()
+    }
+
+    fn example_answer(name: &str) -> Answer {
+        match read(&example(name)) {
+            Incoming::Answer(answer) => answer,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_worked_example_of_the_guide_is_right() {
+        let id: RegistrationId = REGISTRATION.parse().unwrap();
+        let register = Wish::Register {
+            endpoint: "phone",
+            lifetime: Some(Duration::from_hours(1)),
+        };
+        assert_eq!(register.to_bytes(1, None), example("register"));
+        let challenge = example_answer("challenge");
+        assert_eq!(
+            (challenge.message_id, challenge.code),
+            (1, Code::UNAUTHORIZED)
+        );
+        let echo = challenge.echo.unwrap();
+        assert_eq!(register.to_bytes(2, Some(&echo)), example("proof"));
+        let registered = example_answer("registered");
+        let expected = Configuration {
+            id: REGISTRATION.to_owned(),
+            lifetime_s: 3600,
+        };
+        assert!(registered.code.is_success());
+        assert_eq!(registered.configuration(), Some(expected));
+        let session = Wish::Session {
+            id,
+            app: "mail",
+            instance: "1",
+            port: 6000,
+        };
+        assert_eq!(session.to_bytes(3, None), example("session"));
+        let granted = example_answer("granted").granted().unwrap();
+        assert_eq!(granted.session_id, SESSION);
+        assert!(granted.token.parse::<push_common::token::Token>().is_ok());
+        let Incoming::Asked(teardown) = read(&example("teardown")) else {
+            panic!("a request of the gateway's");
+        };
+        let cause = "revoked".to_owned();
+        let session = SESSION.parse().unwrap();
+        assert_eq!(teardown.order, Ok(Order::Teardown { session, cause }));
+        let answer = teardown.answer(Ok(ResponseType::Deleted));
+        assert_eq!(answer, example("done"));
+    }
+
     #[test]
     fn a_code_reads_as_in_the_standards() {
         assert_eq!(Code::FORBIDDEN.to_string(), "4.03");

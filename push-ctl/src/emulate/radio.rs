@@ -32,6 +32,8 @@ pub struct Arrival {
     pub length: usize,
     /// The address of the device that it is for.
     pub device: IpAddr,
+    /// Whether it came from the gateway.
+    pub from_gateway: bool,
 }
 
 impl Radio {
@@ -116,8 +118,7 @@ impl Radio {
         })
     }
 
-    /// Receives into `buffer`. What didn't come from the gateway's address is a trigger that kept its source, or is
-    /// for nobody: its reader will see.
+    /// Receives into `buffer`.
     ///
     /// # Errors
     ///
@@ -140,9 +141,14 @@ impl Radio {
             let device = device.ok_or_else(|| {
                 io::Error::other("the kernel doesn't tell to which address a datagram was sent")
             })?;
+            let from = got.address.and_then(|address| {
+                let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::from(*v4));
+                v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::from(*v6)))
+            });
             Ok(Arrival {
                 length: got.bytes,
                 device,
+                from_gateway: from.is_some_and(|from| is_same(from, self.gateway)),
             })
         })
     }
@@ -150,6 +156,12 @@ impl Radio {
     fn fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
+}
+
+/// Whether two are the same place; a scope or flow label makes no other one of it.
+#[must_use]
+pub fn is_same(a: SocketAddr, b: SocketAddr) -> bool {
+    a.ip() == b.ip() && a.port() == b.port()
 }
 
 /// The address from which this machine speaks to `gateway` unless told otherwise.

@@ -53,7 +53,7 @@ impl Scene {
     }
 
     fn receive(&mut self, datagram: &[u8]) {
-        self.act(|device, now, outcome| device.receive(now, datagram, outcome));
+        self.act(|device, now, outcome| device.receive(now, datagram, true, outcome));
     }
 
     fn wait(&mut self, duration: Duration) {
@@ -217,6 +217,18 @@ fn a_device_that_is_not_registered_any_more_begins_anew() {
 }
 
 #[test]
+fn a_registration_that_was_suspended_comes_back_when_the_gateway_says_so() {
+    let mut scene = Scene::new().registered().granted();
+    scene.act(Device::refresh);
+    scene.answer(0x83, b"suspended", |_| ());
+    assert!(!scene.device.is_ready());
+    let resume = request(RequestType::Post, 500, &["rd", ID], b"\xA1\x02\x18\x64");
+    scene.receive(&resume);
+    assert!(scene.device.registration().is_some());
+    assert_eq!(scene.asked(), (RequestType::Post, format!("rd/{ID}/s")));
+}
+
+#[test]
 fn it_asks_again_when_it_is_told_to() {
     let mut scene = Scene::new().registered();
     scene.answer(0x9D, b"quota", |packet| {
@@ -278,6 +290,9 @@ fn it_does_what_the_gateway_asks_and_answers_each_request_once() {
 
     // The old token goes on to be good beside the new one.
     let rotate = request(post, 500, &["s", SESSION], b"\xA1\x01\x66rotate");
+    let requests = scene.sent.len();
+    scene.act(|device, now, outcome| device.receive(now, &rotate, false, outcome));
+    assert_eq!(scene.sent.len(), requests, "that wasn't the gateway");
     scene.receive(&rotate);
     assert_eq!(code(&scene, 2), (500, 0x44));
     assert_eq!(scene.asked(), (post, format!("rd/{ID}/s/{SESSION}")));
