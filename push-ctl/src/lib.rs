@@ -30,6 +30,7 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod controller;
+pub mod credentials;
 pub mod dataplane;
 pub mod doctor;
 pub mod emulate;
