@@ -23,7 +23,7 @@ use commands::stats::Stats;
 use commands::store::Store;
 use commands::sysdump::Sysdump;
 use commands::top::Top;
-use commands::{apps, devices, doctor, emulate, gateway, health, reload};
+use commands::{apps, devices, doctor, emulate, gateway, health, reload, servers};
 use log::LogFormat;
 use policy::PolicyOptions;
 use serde::Serialize;
@@ -142,6 +142,11 @@ enum App {
         #[command(flatten)]
         policy: PolicyOptions,
     },
+    /// By what the servers of an application identify themselves
+    #[command(subcommand)]
+    Key(servers::Key),
+    Monitor(servers::Monitor),
+    Quota(servers::Quota),
     /// Remove an application; its sessions end
     Remove {
         /// Its name
@@ -347,6 +352,9 @@ fn app(socket: &Path, command: App) -> Result<Output, Failure> {
         App::List => client::ask(socket, apps::app_list()),
         App::Show { name } => client::ask(socket, apps::app_show(&name)),
         App::Set { name, policy } => client::ask(socket, apps::app_set(&name, &policy.change()?)),
+        App::Key(key) => key.dispatch(socket),
+        App::Monitor(monitor) => monitor.dispatch(socket),
+        App::Quota(quota) => quota.dispatch(socket),
         App::Remove { name } => client::ask(socket, apps::app_remove(&name)),
     }
 }

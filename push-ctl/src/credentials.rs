@@ -15,13 +15,16 @@ pub use verifier::{KeyRefusal, Recalled, Verifier};
 
 use crate::random;
 use crate::sessions::records::CredentialId;
+#[cfg(test)]
+use crate::sessions::records::{Credential, Proof, UnixTime};
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version};
+use sha2::{Digest, Sha256};
 use std::str::FromStr;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// First characters of the text form, so that a leaked key is recognised as one.
-const PREFIX: &str = "pak_";
+pub(crate) const PREFIX: &str = "pak_";
 
 /// What a hash costs: 19 MiB, read twice, by one thread (OWASP Password Storage Cheat Sheet, Argon2id).
 const PARAMS: Result<Params, argon2::Error> = Params::new(19 << 10, 2, 1, None);
@@ -77,6 +80,16 @@ impl ApiKey {
         hash.to_string()
     }
 
+    /// What a key was named by when it was kept as its SHA-256: the first digits of that.
+    #[must_use]
+    pub fn old_id(&self) -> CredentialId {
+        credential_id(&self.sha256())
+    }
+
+    fn sha256(&self) -> [u8; 32] {
+        Sha256::digest(self.0).into()
+    }
+
     /// Whether `hash` is of this key. Takes as long as [`ApiKey::hash`], whatever the answer.
     #[must_use]
     fn has_hash(&self, hash: &str) -> bool {
@@ -104,6 +117,19 @@ impl FromStr for ApiKey {
         let mut key = Self([0; 32]);
         hex::decode_to_slice(digits, &mut key.0).map_err(|_| ParseApiKeyError)?;
         Ok(key)
+    }
+}
+
+/// For tests: keeping a key as its SHA-256 takes no time.
+#[cfg(test)]
+impl ApiKey {
+    pub(crate) fn credential(&self, created: UnixTime) -> Credential {
+        Credential {
+            id: self.id(),
+            proof: Proof::ApiKeySha256(self.sha256()),
+            created,
+            expires: None,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::ApiKey;
 use super::guesses::{Guesses, TooManyGuesses};
 use crate::random;
-use crate::sessions::records::CredentialId;
+use crate::sessions::records::{Credential, CredentialId, Proof};
 use lru::LruCache;
 use siphasher::sip128::{Hasher128, SipHasher24};
 use std::hash::Hasher;
@@ -22,9 +22,10 @@ const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1 << 14).unwrap();
 /// Whether a key is known to be right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recalled {
-    /// It is: its hash was compared before. Whether its credential is still good has to be asked.
+    /// It is, and of this credential: its hash was compared before. Whether the credential is still good has
+    /// to be asked.
     Right(CredentialId),
-    /// Its hash has to be compared.
+    /// Its hash has to be compared. This is its name.
     Unknown(CredentialId),
 }
 
@@ -55,7 +56,7 @@ struct Inner {
 struct Memory {
     /// Keyed hashes of keys that were right. A key is never right for another hash than it was: its name
     /// is random, and not used again.
-    right: LruCache<u128, ()>,
+    right: LruCache<u128, CredentialId>,
     guesses: Guesses,
 }
 
@@ -87,15 +88,15 @@ impl Verifier {
     pub fn recall(&self, key: &ApiKey, from: IpAddr) -> Result<Recalled, TooManyGuesses> {
         let tag = self.tag(key);
         let mut memory = self.memory();
-        if memory.right.get(&tag).is_some() {
-            return Ok(Recalled::Right(key.id()));
+        if let Some(&id) = memory.right.get(&tag) {
+            return Ok(Recalled::Right(id));
         }
         let now = self.0.started.elapsed();
         memory.guesses.may_try(now, key.id(), from)?;
         Ok(Recalled::Unknown(key.id()))
     }
 
-    /// Compares `key`, presented from that address, with the hash of the key of its name, if there is one.
+    /// Compares `key`, presented from that address, with the credential of its name, if there is one.
     ///
     /// # Errors
     ///
@@ -103,13 +104,27 @@ impl Verifier {
     pub async fn verify(
         &self,
         key: ApiKey,
-        hash: Option<String>,
+        named: Option<Credential>,
         from: IpAddr,
     ) -> Result<CredentialId, KeyRefusal> {
-        let id = key.id();
-        let Some(hash) = hash else {
-            self.was_wrong(None, from);
-            return Err(KeyRefusal::Wrong);
+        let (id, hash) = match named {
+            Some(Credential {
+                id,
+                proof: Proof::ApiKey(hash),
+                ..
+            }) => (id, hash),
+            Some(Credential {
+                id,
+                proof: Proof::ApiKeySha256(digest),
+                ..
+            }) if digest == key.sha256() => {
+                self.memory().right.put(self.tag(&key), id);
+                return Ok(id);
+            }
+            Some(_) | None => {
+                self.was_wrong(None, from);
+                return Err(KeyRefusal::Wrong);
+            }
         };
         let permit = self.0.hashing.acquire().await;
         // While it waited for its turn, others may have guessed, or presented the same key.
@@ -120,7 +135,7 @@ impl Verifier {
         let compared = tokio::task::spawn_blocking(move || key.has_hash(&hash)).await;
         drop(permit);
         if compared.unwrap_or(false) {
-            self.memory().right.put(tag, ());
+            self.memory().right.put(tag, id);
             Ok(id)
         } else {
             self.was_wrong(Some(id), from);
@@ -156,6 +171,7 @@ impl Verifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sessions::records::UnixTime;
     use std::time::Duration;
 
     const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
@@ -171,15 +187,25 @@ mod tests {
         ApiKey::from_bytes([7; 32])
     }
 
+    /// Of [`right`].
+    fn credential() -> Credential {
+        Credential {
+            proof: Proof::ApiKey(right().hash()),
+            ..right().credential(UnixTime::from_millis(0))
+        }
+    }
+
     #[tokio::test]
     async fn a_right_key_is_compared_once_and_a_wrong_one_each_time() {
         let verifier = Verifier::default();
-        let (id, hash) = (right().id(), right().hash());
+        let (id, credential) = (right().id(), credential());
         assert_eq!(verifier.recall(&right(), FROM), Ok(Recalled::Unknown(id)));
-        let verified = verifier.verify(right(), Some(hash.clone()), FROM).await;
+        let verified = verifier
+            .verify(right(), Some(credential.clone()), FROM)
+            .await;
         assert_eq!(verified, Ok(id));
         assert_eq!(verifier.recall(&right(), FROM), Ok(Recalled::Right(id)));
-        let refused = verifier.verify(wrong(0), Some(hash), FROM).await;
+        let refused = verifier.verify(wrong(0), Some(credential), FROM).await;
         assert_eq!(refused, Err(KeyRefusal::Wrong));
         assert_eq!(verifier.recall(&wrong(0), FROM), Ok(Recalled::Unknown(id)));
         let other_process = Verifier::default();
@@ -189,8 +215,8 @@ mod tests {
     #[tokio::test]
     async fn who_guesses_is_slowed_and_stops_nobody_who_was_right() {
         let verifier = Verifier::default();
-        let hash = right().hash();
-        let verify = |key| verifier.verify(key, Some(hash.clone()), FROM);
+        let credential = credential();
+        let verify = |key| verifier.verify(key, Some(credential.clone()), FROM);
         verify(right()).await.unwrap();
         for n in 0..10 {
             assert_eq!(verify(wrong(n)).await, Err(KeyRefusal::Wrong));
@@ -223,10 +249,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_key_that_is_kept_as_its_sha256_is_still_good_by_its_old_name() {
+        let verifier = Verifier::default();
+        let old = Credential {
+            id: right().old_id(),
+            ..right().credential(UnixTime::from_millis(0))
+        };
+        let id = old.id;
+        assert_ne!(id, right().id());
+        let verified = verifier.verify(right(), Some(old.clone()), FROM).await;
+        assert_eq!(verified, Ok(id));
+        assert_eq!(verifier.recall(&right(), FROM), Ok(Recalled::Right(id)));
+        let refused = verifier.verify(wrong(0), Some(old), FROM).await;
+        assert_eq!(refused, Err(KeyRefusal::Wrong));
+    }
+
+    #[tokio::test]
     async fn who_comes_with_the_same_new_key_at_once_is_let_in_by_one_comparison() {
         let verifier = Verifier::default();
-        let hash = right().hash();
-        let all = (0..200).map(|_| verifier.verify(right(), Some(hash.clone()), FROM));
+        let credential = credential();
+        let all = (0..200).map(|_| verifier.verify(right(), Some(credential.clone()), FROM));
         let all = futures_util::future::join_all(all);
         let all = tokio::time::timeout(Duration::from_secs(20), all)
             .await
