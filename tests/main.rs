@@ -17,6 +17,7 @@
 //! | [`delivery`] | triggers from socket to socket, through namespaces |
 //! | [`provisioning`] | devices and application servers, played by libcoap and curl |
 //! | `logging` | what the program logs, with the feature `log` |
+//! | [`app_servers`] | by what application servers identify themselves, and what becomes of them when they fail |
 //! | [`coap`] | the internal interface in detail |
 //! | [`foreign_devices`] | devices whose push clients are written with aiocoap and npm's coap |
 //! | [`command_line`] | the operator's command line against a running daemon |
@@ -26,6 +27,7 @@
 //! | [`watching`] | events, the audit log, rates and metrics of a daemon at work |
 //! | [`bad_input`] | what is refused at the start and at the interfaces, and how |
 
+mod app_servers;
 mod attachment;
 mod bad_input;
 mod checkup;

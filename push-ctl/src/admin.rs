@@ -14,6 +14,7 @@ pub mod listing;
 mod nics;
 mod policy;
 mod reload;
+mod servers;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -23,8 +24,9 @@ pub use socket::{Socket, SocketError};
 
 use crate::audit::Log;
 use crate::config::Config;
-use crate::controller::{Controller, Stopped};
+use crate::controller::Controller;
 use crate::events::{Bus, OperatorAction, Refusal, What};
+use crate::monitoring::Hints;
 use crate::problem::{Problem, in_size, in_time, no_such_method, no_such_path};
 use crate::reload::InForce;
 use crate::sessions::OperatorRefusal;
@@ -59,6 +61,8 @@ pub struct Daemon {
     pub in_force: Arc<InForce>,
     /// File of the store.
     pub store: PathBuf,
+    /// What looks after application servers.
+    pub monitoring: Hints,
     /// When it became ready.
     pub started: Instant,
     /// Where it publishes what happens.
@@ -227,6 +231,7 @@ fn router(controller: Controller, daemon: Daemon, stopping: watch::Receiver<bool
             "/v1/apps/{name}",
             get(apps::show).patch(apps::set_policy).delete(apps::remove),
         )
+        .merge(servers::router())
         .route("/v1/terminals", get(listing::terminals))
         .route(
             "/v1/terminals/{id}",
@@ -314,11 +319,5 @@ impl From<OperatorRefusal> for Problem {
             }
         };
         Self::new(status, kind, title, refusal.to_string())
-    }
-}
-
-impl From<Stopped> for Problem {
-    fn from(_: Stopped) -> Self {
-        Self::stopped()
     }
 }

@@ -26,7 +26,7 @@ use commands::store::Store;
 use commands::sysdump::Sysdump;
 use commands::top::Top;
 use commands::trace::Trace;
-use commands::{apps, devices, doctor, emulate, gateway, guide, health, reload};
+use commands::{apps, devices, doctor, emulate, gateway, guide, health, reload, servers};
 use log::LogFormat;
 use policy::PolicyOptions;
 use serde::Serialize;
@@ -154,6 +154,11 @@ enum App {
         #[command(flatten)]
         policy: PolicyOptions,
     },
+    /// By what the servers of an application identify themselves
+    #[command(subcommand)]
+    Key(servers::Key),
+    Monitor(servers::Monitor),
+    Quota(servers::Quota),
     /// Remove an application; its sessions end
     Remove {
         /// Its name
@@ -362,6 +367,9 @@ fn app(socket: &Path, command: App) -> Result<Output, Failure> {
         App::List => client::ask(socket, apps::app_list()),
         App::Show { name } => client::ask(socket, apps::app_show(&name)),
         App::Set { name, policy } => client::ask(socket, apps::app_set(&name, &policy.change()?)),
+        App::Key(key) => key.dispatch(socket),
+        App::Monitor(monitor) => monitor.dispatch(socket),
+        App::Quota(quota) => quota.dispatch(socket),
         App::Remove { name } => client::ask(socket, apps::app_remove(&name)),
     }
 }

@@ -62,6 +62,9 @@ pub struct Config {
     pub gtpu: Gtpu,
     /// Where application servers validate tokens.
     pub external: External,
+    /// How application servers are looked after.
+    #[serde(default)]
+    pub monitoring: Monitoring,
     /// Who did what, for good.
     #[serde(default)]
     pub audit: Audit,
@@ -340,6 +343,15 @@ pub struct External {
     pub certificate: Option<PathBuf>,
     /// PEM file of its private key.
     pub private_key: Option<PathBuf>,
+}
+
+/// How application servers are looked after.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Monitoring {
+    /// PEM file with the authorities that their certificates have to come from; those of the operating
+    /// system if there is none.
+    pub ca: Option<PathBuf>,
 }
 
 /// A configuration can't be used.

@@ -19,7 +19,7 @@ use std::time::SystemTime;
 use tokio::sync::broadcast;
 
 /// What the text forms of tokens and of applications' keys begin with.
-const SECRET_PREFIXES: [&str; 2] = [push_common::token::PREFIX, crate::app_key::PREFIX];
+const SECRET_PREFIXES: [&str; 2] = [push_common::token::PREFIX, crate::credentials::PREFIX];
 
 /// Events that a listener can be behind before it loses some.
 const BACKLOG_LEN: usize = 8192;

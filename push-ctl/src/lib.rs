@@ -13,7 +13,9 @@
 //! | [`events`] | what happens, as it happens |
 //! | [`controller`] | the one owner of these three, and how it is asked |
 //! | [`internal`] | CoAP for devices |
+//! | [`credentials`] | by what application servers identify themselves |
 //! | [`external`] | HTTPS for application servers |
+//! | [`monitoring`] | looks after application servers |
 //! | [`admin`] | HTTP on a unix socket for the operator |
 //! | [`metrics`] | figures and health for machines that watch |
 //! | [`emulate`] | devices, for those who integrate and to put load on all of it |
@@ -25,11 +27,11 @@
 //! controller; it has `sessions` decide, and carries the outcome to `store` and `dataplane`.
 
 pub mod admin;
-pub mod app_key;
 pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod controller;
+pub mod credentials;
 pub mod dataplane;
 pub mod doctor;
 pub mod emulate;
@@ -38,6 +40,7 @@ pub mod external;
 pub mod internal;
 pub mod listen;
 pub mod metrics;
+pub mod monitoring;
 pub mod problem;
 pub mod random;
 pub mod reload;
@@ -51,9 +54,11 @@ use controller::{Outlets, Places};
 use dataplane::Dataplane;
 use events::{Bus, What};
 use listen::ListenError;
+use monitoring::{Enquirer, Hints};
 use reload::InForce;
 use sessions::records::RealmName;
 use sessions::{Limits, Sessions};
+use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -83,6 +88,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let sessions = Sessions::restore(limits(&config), store.load()?)?;
     let names: Vec<IpAddr> = config.external.listen.iter().map(SocketAddr::ip).collect();
     let tls = external::tls::server_config(&config.external, &config.state_dir, &names)?;
+    let enquirer = Enquirer::new(config.monitoring.ca.as_deref())?;
     let internal = internal_listeners(&config)?;
     let external = listen::tcp("external.listen", &config.external.listen)?;
     let for_machines = listen::tcp("metrics.listen", &config.metrics.listen)?;
@@ -135,11 +141,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         config.triggers.keep_source,
         outgoing,
     );
+    let hints = Hints::default();
+    let monitoring = monitoring::run(controller.clone(), hints.clone(), enquirer);
     let for_applications = external::serve(
         external,
         tls,
         controller.clone(),
         config.triggers.port,
+        hints.clone(),
         stopped(),
     );
     let in_force = Arc::new(InForce::new(
@@ -152,6 +161,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         config,
         in_force: Arc::clone(&in_force),
         store: store_path,
+        monitoring: hints,
         started: Instant::now(),
         events,
     };
@@ -178,12 +188,19 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
             }
             Ok(())
         };
+        let monitoring = async {
+            tokio::select! {
+                result = monitoring => result.map_err(io::Error::other),
+                () = stopped() => Ok(()),
+            }
+        };
         tokio::try_join!(
             for_devices,
             for_applications,
             for_operators,
             for_machines,
-            for_hangups
+            for_hangups,
+            monitoring
         )
     };
     tokio::pin!(servers);

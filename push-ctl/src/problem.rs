@@ -1,5 +1,6 @@
 //! What went wrong with a request over HTTP (RFC 9457).
 
+use crate::controller::Stopped;
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequestParts, Path, Request};
@@ -28,6 +29,9 @@ pub struct Problem {
     pub status: u16,
     /// What is wrong in this case.
     pub detail: String,
+    /// Seconds until it makes sense to ask again, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u64>,
 }
 
 const KINDS: &str = "urn:push:problem:";
@@ -47,6 +51,28 @@ impl Problem {
             title: title.to_owned(),
             status: status.as_u16(),
             detail: detail.into(),
+            retry_after_s: None,
+        }
+    }
+
+    /// More was asked for than is permitted in this time.
+    #[must_use]
+    pub fn quota_exceeded(detail: String, retry_after: Duration) -> Self {
+        Self::too_many("quota-exceeded", "A quota is used up", detail, retry_after)
+    }
+
+    /// Too much that was presented wasn't right.
+    #[must_use]
+    pub fn too_many_guesses(detail: String, retry_after: Duration) -> Self {
+        Self::too_many("too-many-guesses", "Too many guesses", detail, retry_after)
+    }
+
+    fn too_many(kind: &str, title: &str, detail: String, retry_after: Duration) -> Self {
+        // Who comes a moment too early would be refused again.
+        let seconds = retry_after.as_nanos().div_ceil(1_000_000_000).max(1);
+        Self {
+            retry_after_s: Some(u64::try_from(seconds).unwrap_or(u64::MAX)),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, kind, title, detail)
         }
     }
 
@@ -66,6 +92,7 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after_s = self.retry_after_s;
         let mut response = (status, Json(&self)).into_response();
         // For who wants to know what was answered.
         response.extensions_mut().insert(self);
@@ -77,7 +104,16 @@ impl IntoResponse for Problem {
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        if let Some(seconds) = retry_after_s {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
         response
+    }
+}
+
+impl From<Stopped> for Problem {
+    fn from(_: Stopped) -> Self {
+        Self::stopped()
     }
 }
 
@@ -106,6 +142,21 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
         match Path::from_request_parts(parts, state).await {
             Ok(Path(segment)) => Ok(Self(segment)),
             // It isn't text.
+            Err(_) => Err(no_such_path(parts.uri.clone()).await),
+        }
+    }
+}
+
+/// The two segments of the path that vary.
+pub(crate) struct TwoSegments(pub(crate) String, pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for TwoSegments {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path((first, second))) => Ok(Self(first, second)),
+            // One of them isn't text.
             Err(_) => Err(no_such_path(parts.uri.clone()).await),
         }
     }

@@ -6,6 +6,7 @@
 mod apt;
 pub mod coap;
 mod linker;
+pub mod python;
 mod toolchain;
 
 use crate::workspace;
@@ -27,6 +28,7 @@ pub fn run() -> Result<()> {
     let chosen = toolchain::choose(&mut apt)?;
     linker::ensure(&chosen)?;
     coap::ensure(&mut apt)?;
+    python::ensure(&mut apt)?;
     record(&chosen.name)?;
     println!(
         "setup: all there: eBPF toolchain {} (rustc {}, LLVM {}), bpf-linker, programs for lab and tests ({:.1} s)",

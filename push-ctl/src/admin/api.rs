@@ -5,11 +5,16 @@ mod activity;
 mod nics;
 mod reload;
 mod trace;
+mod servers;
 
 pub use activity::{Activity, BusyApp, BusySession};
 pub use nics::{AttachNic, NicAttached, NicDetached, NicListed};
 pub use reload::{ConfigChange, Reloaded};
 pub use trace::{CapturedPacket, PacketLine, Trace, TraceStep, TraceVerdict};
+pub use servers::{
+    AddCredential, AvailabilityStatus, CredentialAdded, CredentialRemoved, CredentialStatus,
+    KeysRotated, MonitorStatus, QuotaChange, QuotaStatus, RotateKeys,
+};
 
 use crate::config::Role;
 use push_common::wire::SessionId;
@@ -126,6 +131,8 @@ pub struct AddApp {
 pub struct AppAdded {
     /// What it is called.
     pub name: String,
+    /// Names the key.
+    pub credential_id: String,
     /// With what its servers identify themselves.
     pub api_key: String,
 }
@@ -141,6 +148,14 @@ pub struct AppStatus {
     pub sessions: usize,
     /// What it may do.
     pub policy: PolicyStatus,
+    /// By what its servers identify themselves.
+    pub credentials: Vec<CredentialStatus>,
+    /// How much it may have and ask for.
+    pub quotas: QuotaStatus,
+    /// How its servers are looked after, if they are.
+    pub monitor: Option<MonitorStatus>,
+    /// How they are.
+    pub availability: AvailabilityStatus,
 }
 
 /// What an application may do.

@@ -2,13 +2,14 @@
 
 use super::api::{AddApp, AppAdded, AppRemoved, AppStatus, PolicyChange};
 use super::policy::{changed, policy_status};
+use super::servers::{
+    availability_status, credential, credential_status, monitor_status, new_key, quota_status,
+};
 use super::{Answer, Operator, Peer};
-use crate::app_key::AppKey;
 use crate::dataplane::Policy;
 use crate::problem::{Problem, Segment};
-use crate::random;
 use crate::sessions::OperatorRefusal;
-use crate::sessions::records::{App, AppName};
+use crate::sessions::records::{App, AppName, UnixTime};
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{ConnectInfo, State};
@@ -49,17 +50,19 @@ pub(super) async fn add(
     let added = async {
         let name: AppName = name.parse().map_err(|error| bad_name(&error))?;
         let rules = changed(&Policy::default(), &policy).map_err(bad_policy)?;
-        let key = AppKey::from_bytes(random::bytes());
+        let key = new_key().await?;
         let added = AppAdded {
             name: name.to_string(),
-            api_key: key.to_text(),
+            credential_id: key.id.to_string(),
+            api_key: key.text.to_string(),
         };
-        operator
-            .controller
-            .apply(move |sessions, now| {
-                sessions.add_app(now, name, vec![key.credential(now)], rules)
-            })
-            .await??;
+        let proof = key.proof;
+        let id = key.id;
+        let applied = operator.controller.apply(move |sessions, now| {
+            let credentials = vec![credential(now, id, proof, None)];
+            sessions.add_app(now, name, credentials, rules)
+        });
+        applied.await??;
         Ok(Json(added))
     };
     let added = added.await;
@@ -105,6 +108,7 @@ pub(super) async fn remove(
             .controller
             .apply(move |sessions, now| sessions.remove_app(now, &parsed))
             .await??;
+        operator.daemon.monitoring.monitors_changed();
         Ok(Json(AppRemoved {
             name: name.clone(),
             removed: true,
@@ -116,12 +120,16 @@ pub(super) async fn remove(
     removed
 }
 
-fn app_status(app: &App, sessions: usize) -> AppStatus {
+pub(super) fn app_status(app: &App, sessions: usize) -> AppStatus {
     AppStatus {
         name: app.name.to_string(),
-        created_at: rfc3339(app.created.as_millis()),
+        created_at: rfc3339(app.created),
         sessions,
         policy: policy_status(&app.policy),
+        credentials: app.credentials.iter().map(credential_status).collect(),
+        quotas: quota_status(&app.quotas),
+        monitor: app.monitor.as_ref().map(monitor_status),
+        availability: availability_status(&app.availability),
     }
 }
 
@@ -143,8 +151,8 @@ fn bad_policy(what: String) -> Problem {
     )
 }
 
-fn rfc3339(unix_millis: u64) -> String {
-    let timestamp = i64::try_from(unix_millis)
+pub(super) fn rfc3339(time: UnixTime) -> String {
+    let timestamp = i64::try_from(time.as_millis())
         .ok()
         .and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
     timestamp.map_or_else(

@@ -2,10 +2,11 @@
 
 mod activity;
 mod events;
+mod servers;
 
 use super::*;
-use crate::app_key::AppKey;
 use crate::controller::tests::{World, authorised};
+use crate::credentials::ApiKey;
 use crate::events::Bus;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
@@ -47,6 +48,7 @@ async fn admin_of(world: &World) -> Admin {
         )),
         config,
         store: "/var/lib/push/push.redb".into(),
+        monitoring: Hints::default(),
         started: Instant::now(),
         events: Bus::default(),
     };
@@ -129,7 +131,7 @@ async fn applications_come_and_go() {
         |name: &'static str| admin.ask(Method::POST, "/v1/apps", Some(json!({ "name": name })));
     let (status, added) = add("chat").await;
     assert_eq!((status, added["name"].as_str()), (200, Some("chat")));
-    assert!(added["api_key"].as_str().unwrap().parse::<AppKey>().is_ok());
+    assert!(added["api_key"].as_str().unwrap().parse::<ApiKey>().is_ok());
     assert_eq!(add("chat").await.0, 409);
     let (status, problem) = add("no spaces").await;
     assert_eq!(status, 400);
@@ -139,7 +141,19 @@ async fn applications_come_and_go() {
     );
 
     let apps = admin.get("/v1/apps").await;
-    assert_eq!(keys(&apps[0]), ["created_at", "name", "policy", "sessions"]);
+    assert_eq!(
+        keys(&apps[0]),
+        [
+            "availability",
+            "created_at",
+            "credentials",
+            "monitor",
+            "name",
+            "policy",
+            "quotas",
+            "sessions"
+        ]
+    );
     assert_eq!(apps[0], admin.get("/v1/apps/chat").await);
     assert!(
         apps[0]["created_at"]

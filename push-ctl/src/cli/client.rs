@@ -215,6 +215,7 @@ pub(super) fn not_understood(socket: &Path) -> Failure {
 fn hint(kind: &str) -> Option<String> {
     let hint = match kind.strip_prefix("urn:push:problem:")? {
         "unknown-app" | "app-exists" | "apps-full" => "`push-ctl app list` shows which there are",
+        "unknown-credential" => "`push-ctl app key list NAME` shows which there are",
         "unknown-session" => "`push-ctl session list` shows which there are",
         "bad-config" => {
             "`push-ctl config check` checks a file, `push-ctl config example` explains every key"

@@ -11,6 +11,7 @@ pub(super) mod man;
 pub(super) mod monitor;
 pub(super) mod nics;
 pub(super) mod reload;
+pub(super) mod servers;
 pub(super) mod stats;
 pub(super) mod store;
 pub(super) mod sysdump;

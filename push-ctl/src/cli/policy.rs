@@ -131,13 +131,13 @@ pub(super) fn rate_text(interval: Duration) -> String {
 
 /// A rule, or that there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Setting<T> {
+pub(super) enum Setting<T> {
     Off,
     To(T),
 }
 
 impl<T> Setting<T> {
-    const fn value(&self) -> Option<&T> {
+    pub(super) const fn value(&self) -> Option<&T> {
         match self {
             Self::Off => None,
             Self::To(value) => Some(value),

@@ -98,6 +98,9 @@ impl Config {
         check_one_per_version("gtpu.local", &self.gtpu.local, ours, &mut problems);
         check_listen("external.listen", &self.external.listen, &mut problems);
         check_certificate(&self.external, &mut problems);
+        if let Some(ca) = &self.monitoring.ca {
+            check_absolute("monitoring.ca", ca, &mut problems);
+        }
         self.check_audit(&mut problems);
         if !self.metrics.listen.is_empty() {
             check_listen("metrics.listen", &self.metrics.listen, &mut problems);
@@ -117,15 +120,7 @@ impl Config {
             ("audit.file", &self.audit_file()),
         ];
         for (key, path) in paths {
-            if !path.is_absolute() {
-                problems.add(
-                    key,
-                    format!(
-                        "`{}` is not an absolute path; begin it with /",
-                        path.display()
-                    ),
-                );
-            }
+            check_absolute(key, path, problems);
         }
         let socket_bytes = self.admin_socket.as_os_str().len();
         if socket_bytes > MAX_SOCKET_PATH_BYTES {
@@ -408,6 +403,16 @@ fn single_address(address: IpAddr, whose: &str) -> Result<(), String> {
     }
 }
 
+fn check_absolute(key: &str, path: &Path, problems: &mut Problems) {
+    if !path.is_absolute() {
+        let what = format!(
+            "`{}` is not an absolute path; begin it with /",
+            path.display()
+        );
+        problems.add(key, what);
+    }
+}
+
 fn check_certificate(external: &External, problems: &mut Problems) {
     let both_or_none = "come together; write both, or neither for a self-signed pair";
     match (&external.certificate, &external.private_key) {
@@ -416,15 +421,7 @@ fn check_certificate(external: &External, problems: &mut Problems) {
                 ("external.certificate", certificate),
                 ("external.private_key", key),
             ] {
-                if !Path::is_absolute(path) {
-                    problems.add(
-                        name,
-                        format!(
-                            "`{}` is not an absolute path; begin it with /",
-                            path.display()
-                        ),
-                    );
-                }
+                check_absolute(name, path, problems);
             }
         }
         (None, None) => {}

@@ -1,7 +1,8 @@
 //! What is different between two configurations, and what of it can change while the daemon runs.
 
 use super::{
-    Audit, Config, DataPlane, External, Gtpu, Internal, Metrics, Nic, Realm, Sessions, Triggers,
+    Audit, Config, DataPlane, External, Gtpu, Internal, Metrics, Monitoring, Nic, Realm, Sessions,
+    Triggers,
 };
 use crate::dataplane;
 use std::collections::BTreeSet;
@@ -62,6 +63,7 @@ impl Changes {
             external,
             audit,
             metrics,
+            monitoring,
         } = before;
         changes.restart("state_dir", state_dir, &after.state_dir, |file| path(file));
         changes.restart("pin_dir", pin_dir, &after.pin_dir, |file| path(file));
@@ -95,6 +97,8 @@ impl Changes {
         changes.restart("audit.keep", keep, &after.audit.keep, u32::to_string);
         let Metrics { listen } = metrics;
         changes.restart("metrics.listen", listen, &after.metrics.listen, list);
+        let Monitoring { ca } = monitoring;
+        changes.restart("monitoring.ca", ca, &after.monitoring.ca, optional_path);
         changes
     }
 
@@ -210,18 +214,17 @@ impl Changes {
             private_key,
         } = before;
         self.restart("external.listen", listen, &after.listen, |all| list(all));
-        let text = |file: &Option<PathBuf>| file.as_deref().map(path).unwrap_or_default();
         self.restart(
             "external.certificate",
             certificate,
             &after.certificate,
-            text,
+            optional_path,
         );
         self.restart(
             "external.private_key",
             private_key,
             &after.private_key,
-            text,
+            optional_path,
         );
     }
 
@@ -267,6 +270,11 @@ impl Changes {
         }
         is_different
     }
+}
+
+#[expect(clippy::ref_option, reason = "it is a key's value that is shown")]
+fn optional_path(file: &Option<PathBuf>) -> String {
+    file.as_deref().map(path).unwrap_or_default()
 }
 
 fn path(path: &Path) -> String {

@@ -38,6 +38,7 @@ fn the_example_is_right_and_shows_the_defaults() {
     assert_eq!(example.data_plane, short.data_plane);
     assert_eq!(example.nic.len(), 2);
     assert_eq!((example.realm.len(), example.gtpu), (0, Gtpu::default()));
+    assert_eq!(example.monitoring, short.monitoring);
 }
 
 #[test]
@@ -65,6 +66,7 @@ fn what_the_example_comments_out_is_right_too() {
     };
     assert_eq!(realm.name.as_str(), "meters");
     assert!(config.gtpu.ipv4().is_some() && config.gtpu.ipv6().is_some());
+    assert!(config.monitoring.ca.is_some());
 }
 
 #[test]
@@ -105,6 +107,11 @@ fn a_refusal_names_the_line_or_the_key_and_what_to_write() {
             "[sessions]\ndefault_lifetime = \"2days\"",
             "",
             "sessions.default_lifetime: is longer than sessions.max_lifetime; write `1day` or less",
+        ),
+        (
+            "[monitoring]\nca = \"ca.pem\"",
+            "",
+            "monitoring.ca: `ca.pem` is not an absolute path",
         ),
         ("[triggers]\nport = 0", "", "triggers.port: 0 is no port"),
         (

@@ -1,5 +1,5 @@
 use super::*;
-use crate::app_key::AppKey;
+use crate::credentials::ApiKey;
 use crate::dataplane::{
     Captures, NicCounters, Policy, Rate, SessionCounters, SessionImage, SessionSeen,
     SessionTraffic, Told, Tunnel,
@@ -285,8 +285,8 @@ fn realm(name: &str) -> RealmName {
     name.parse().unwrap()
 }
 
-pub(crate) fn app_key() -> AppKey {
-    AppKey::from_bytes([7; 32])
+pub(crate) fn app_key() -> ApiKey {
+    ApiKey::from_bytes([7; 32])
 }
 
 pub(crate) fn token(n: u8) -> Token {

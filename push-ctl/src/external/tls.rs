@@ -1,6 +1,8 @@
 //! The certificate of the external interface: the configured one, or one that the daemon makes for itself.
 
+use super::client_certificates::AnyCertificate;
 use crate::config::External;
+use crate::credentials::Fingerprint;
 use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls::ServerConfig;
 use rustls::client::verify_server_name;
@@ -8,7 +10,6 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::ParsedCertificate;
-use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -95,15 +96,16 @@ pub fn server_config(
         what: error.to_string(),
     };
 
-    let sha256 = hex::encode(Sha256::digest(&chain[0]));
-    info!(certificate = %certificate.display(), sha256, "certificate of the external interface");
+    let sha256 = Fingerprint::of(&chain[0]);
+    info!(certificate = %certificate.display(), %sha256, "certificate of the external interface");
     if external.certificate.is_none() {
         warn_of_missing_names(&chain[0], names, &certificate);
     }
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let provider = Arc::new(ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(unusable)?
-        .with_no_client_auth()
+        .with_client_cert_verifier(Arc::new(AnyCertificate(provider)))
         .with_single_cert(chain, private_key)
         .map_err(unusable)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];

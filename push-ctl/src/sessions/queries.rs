@@ -8,6 +8,7 @@ use super::{Counts, Sessions, remaining};
 use push_common::wire::SessionId;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::ops::Bound;
 use std::time::Duration;
 
 /// A session that the data plane is to deliver for, and what belongs to it.
@@ -109,6 +110,21 @@ impl Sessions {
         entry
             .into_iter()
             .flat_map(|entry| entry.sessions.iter().copied())
+    }
+
+    /// The sessions of an application that aren't over, in order: all, or those after one, which need not be
+    /// its own any more.
+    pub fn sessions_of_app_after(
+        &self,
+        name: &AppName,
+        after: Option<SessionId>,
+    ) -> impl Iterator<Item = SessionId> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let entry = self.apps.get(name);
+        entry.into_iter().flat_map(move |entry| {
+            let sessions = entry.sessions.range((from, Bound::Unbounded));
+            sessions.copied()
+        })
     }
 
     /// The application whose policy is in this slot of the data plane.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::app_key::AppKey;
+use crate::credentials::ApiKey;
 use crate::dataplane::{Policy, Rate, Tunnel};
 use crate::sessions::records::{
     AppFailure, Availability, Credential, CredentialId, EndCause, IssuedToken, Left, Monitor,
@@ -162,7 +162,10 @@ fn everything() -> Image {
                 created: at,
                 policy_slot: NonZeroU16::new(1).unwrap(),
                 policy: Policy::default(),
-                credentials: vec![app_key().credential(at)],
+                credentials: vec![Credential {
+                    id: app_key().old_id(),
+                    ..app_key().credential(at)
+                }],
                 quotas: Quotas::default(),
                 monitor: None,
                 availability: Availability::Available,
@@ -248,8 +251,8 @@ fn version_1() -> tempfile::TempDir {
     directory
 }
 
-fn app_key() -> AppKey {
-    AppKey::from_bytes(*b"a secret of an application: 32 b")
+fn app_key() -> ApiKey {
+    ApiKey::from_bytes(*b"a secret of an application: 32 b")
 }
 
 fn batch(image: &Image) -> Batch<'_> {

@@ -77,6 +77,8 @@ pub struct Config {
     pub metrics: Vec<String>,
     /// Certificate and private key of the external interface; self-signed if there is none.
     pub certificate: Option<(PathBuf, PathBuf)>,
+    /// The authorities that certificates of application servers have to come from; the system's if there are none.
+    pub monitoring_ca: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -111,6 +113,7 @@ impl Default for Config {
             external: vec![format!("{outside_v4}:8443"), format!("[{outside_v6}]:8443")],
             metrics: vec!["127.0.0.1:9617".to_owned()],
             certificate: None,
+            monitoring_ca: None,
         }
     }
 }
@@ -210,6 +213,9 @@ impl Config {
         }
         if !self.metrics.is_empty() {
             let _ = writeln!(text, "\n[metrics]\nlisten = {:?}", self.metrics);
+        }
+        if let Some(ca) = &self.monitoring_ca {
+            let _ = write!(text, "\n[monitoring]\nca = {ca:?}\n");
         }
         text
     }

@@ -32,6 +32,11 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("npm", "npm", "to get the other device's CoAP client"),
     ("nft", "nftables", "a device that is deaf for a while"),
     ("curl", "curl", "the application server"),
+    (
+        "openssl",
+        "openssl",
+        "its certificates, and the server of its status",
+    ),
     ("tcpdump", "tcpdump", "to see triggers arrive"),
     ("tshark", "tshark", "what a dissector thinks of them"),
     // Where Debian's package puts it: one of another Python wouldn't be found by Debian's.

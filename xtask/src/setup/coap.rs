@@ -2,6 +2,7 @@
 //! Python, and npm's coap.
 
 use super::apt::Apt;
+use super::python::Environment;
 use super::step;
 use crate::{child, workspace};
 use anyhow::{Context, Result};
@@ -9,21 +10,21 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What the virtual environment of [`python`] has, as `pip` is told of it.
-const PYTHON_PACKAGES: [&str; 2] = ["aiocoap==0.4.17", "cbor2==6.2.1"];
+const AIOCOAP: Environment = Environment {
+    name: "aiocoap",
+    packages: &["aiocoap==0.4.17", "cbor2==6.2.1"],
+    why: "a device whose push client we didn't write",
+};
 
 const NPM_PACKAGE: &str = "coap";
 const NPM_VERSION: &str = "1.5.0";
-
-/// Debian's: others may lack what its virtual environments are made of.
-const SYSTEM_PYTHON: &str = "/usr/bin/python3";
 
 const LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// The Python that has aiocoap and cbor2.
 #[must_use]
 pub fn python() -> PathBuf {
-    workspace::tools().join("aiocoap/bin/python")
+    AIOCOAP.program("python")
 }
 
 /// Where node finds npm's coap, by `NODE_PATH`.
@@ -33,49 +34,8 @@ pub fn node_path() -> PathBuf {
 }
 
 pub(super) fn ensure(apt: &mut Apt) -> Result<()> {
-    ensure_aiocoap(apt)?;
+    AIOCOAP.ensure(apt)?;
     ensure_npm_coap()
-}
-
-fn ensure_aiocoap(apt: &mut Apt) -> Result<()> {
-    let all_there = PYTHON_PACKAGES.map(|package| {
-        let (name, version) = package.split_once("==").unwrap_or((package, ""));
-        format!("version('{name}') == '{version}'")
-    });
-    let check = format!(
-        "from importlib.metadata import version; assert {}",
-        all_there.join(" and ")
-    );
-    let succeeds = |python: PathBuf, script: &str| {
-        child::finish(child::command(python).args(["-c", script]))
-            .is_ok_and(|output| output.status.success())
-    };
-    if succeeds(python(), &check) {
-        return Ok(());
-    }
-    if !succeeds(SYSTEM_PYTHON.into(), "import ensurepip, venv") {
-        apt.install(
-            &["python3-venv"],
-            "to have aiocoap apart from the system's Python",
-        )?;
-    }
-    step(
-        &format!("installing {} from PyPI", PYTHON_PACKAGES.join(" and ")),
-        "a device whose push client we didn't write",
-    );
-    let folder = workspace::tools().join("aiocoap");
-    child::watch(
-        child::command(SYSTEM_PYTHON)
-            .args(["-m", "venv", "--clear"])
-            .arg(&folder),
-        LIMIT,
-    )?;
-    child::watch(
-        child::command(python())
-            .args(["-m", "pip", "install", "--disable-pip-version-check"])
-            .args(PYTHON_PACKAGES),
-        LIMIT,
-    )
 }
 
 fn ensure_npm_coap() -> Result<()> {

@@ -1,5 +1,6 @@
 //! Applications, and what they may do.
 
+use super::servers;
 use crate::admin::api::{AppAdded, AppRemoved, AppStatus, PolicyChange, PolicyStatus, RateStatus};
 use crate::cli::client::Question;
 use crate::cli::people::{Table, plural};
@@ -24,11 +25,12 @@ pub(in crate::cli) fn app_add(name: &str, policy: &PolicyChange) -> Question<App
 
 pub(in crate::cli) fn app_list() -> Question<Vec<AppStatus>> {
     Question::get("/v1/apps", |apps: &Vec<AppStatus>| {
-        let mut table = Table::new(&["APPLICATION", "ADDED", "SESSIONS", "POLICY"]);
+        let mut table = Table::new(&["APPLICATION", "ADDED", "STATE", "SESSIONS", "POLICY"]);
         for app in apps {
             table.row([
                 app.name.clone(),
                 app.created_at.clone(),
+                servers::state(&app.availability),
                 app.sessions.to_string(),
                 summary(&app.policy),
             ]);
@@ -65,7 +67,7 @@ pub(in crate::cli) fn app_remove(name: &str) -> Question<AppRemoved> {
     )
 }
 
-fn facts(app: &AppStatus) -> String {
+pub(super) fn facts(app: &AppStatus) -> String {
     let PolicyStatus {
         rate,
         sources,
@@ -114,6 +116,7 @@ fn facts(app: &AppStatus) -> String {
             "counted"
         },
     );
+    servers::tell(&mut facts, app);
     facts.to_string()
 }
 
@@ -157,6 +160,7 @@ fn window(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::api::{AvailabilityStatus, QuotaStatus};
 
     #[test]
     fn a_policy_is_told_of_in_a_few_words() {
@@ -181,6 +185,14 @@ mod tests {
             created_at: "2026-01-01T00:00:00Z".to_owned(),
             sessions: 2,
             policy,
+            credentials: Vec::new(),
+            quotas: QuotaStatus::default(),
+            monitor: None,
+            availability: AvailabilityStatus {
+                available: true,
+                cause: None,
+                since: None,
+            },
         };
         let text = facts(&app);
         for words in [
