@@ -70,8 +70,7 @@ impl Changes {
         changes.triggers(triggers, &after.triggers);
         changes.data_plane(data_plane, &after.data_plane);
         changes.nics(nic, &after.nic);
-        let Internal { listen } = internal;
-        changes.restart("internal.listen", listen, &after.internal.listen, list);
+        changes.internal(internal, &after.internal);
         changes.realms(realm, &after.realm);
         let Gtpu { local } = gtpu;
         changes.restart("gtpu.local", local, &after.gtpu.local, list);
@@ -184,6 +183,19 @@ impl Changes {
                 None => self.data_plane.gone.push(name.clone()),
             }
         }
+    }
+
+    fn internal(&mut self, before: &Internal, after: &Internal) {
+        let Internal {
+            listen,
+            coaps_listen,
+            coaps_keys,
+        } = before;
+        self.restart("internal.listen", listen, &after.listen, list);
+        let key = "internal.coaps_listen";
+        self.restart(key, coaps_listen, &after.coaps_listen, list);
+        let key = "internal.coaps_keys";
+        self.restart(key, coaps_keys, &after.coaps_keys, debug);
     }
 
     fn realms(&mut self, before: &[Realm], after: &[Realm]) {
