@@ -19,6 +19,7 @@
 //! | `logging` | what the program logs, with the feature `log` |
 //! | [`app_servers`] | by what application servers identify themselves, and what becomes of them when they fail |
 //! | [`coap`] | the internal interface in detail |
+//! | `coaps` | the same over DTLS, if push-ctl is built with that feature |
 //! | [`foreign_devices`] | devices whose push clients are written with aiocoap and npm's coap |
 //! | [`command_line`] | the operator's command line against a running daemon |
 //! | [`integrators`] | what those who integrate are given: emulated devices, a sender, a probe |
@@ -32,6 +33,8 @@ mod attachment;
 mod bad_input;
 mod checkup;
 mod coap;
+#[cfg(feature = "coaps")]
+mod coaps;
 mod command_line;
 mod datagram;
 mod delivery;

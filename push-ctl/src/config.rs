@@ -286,6 +286,12 @@ impl Role {
 pub struct Internal {
     /// Addresses and UDP ports; devices receive triggers from these.
     pub listen: Vec<SocketAddr>,
+    /// The same, for CoAP over DTLS.
+    #[serde(default)]
+    pub coaps_listen: Vec<SocketAddr>,
+    /// The file with the keys of devices that speak CoAP over DTLS.
+    #[serde(default)]
+    pub coaps_keys: Option<PathBuf>,
 }
 
 /// A network whose addresses are its own (an APN, a VRF): its devices may have the same addresses as

@@ -1,5 +1,7 @@
 #![doc = include_str!("cli/topics/registration.md")]
 
+#[cfg(feature = "coaps")]
+mod dtls;
 mod echo;
 mod exchanges;
 mod message;
@@ -9,6 +11,8 @@ mod outbox;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "coaps")]
+pub use dtls::{Keys, KeysError};
 pub use notices::{NoticeCounters, NoticeCounts, Outgoing};
 
 use crate::controller::{Controller, Stopped};
@@ -16,6 +20,8 @@ use crate::random;
 use crate::sessions::records::{Path, RealmName, RegistrationId};
 use crate::sessions::{DeviceRefusal, Grant, Registration, SessionRequest};
 use coap_lite::{ContentFormat, ResponseType};
+#[cfg(feature = "coaps")]
+use dtls::Secured;
 use echo::Echo;
 use exchanges::{Exchange, Exchanges, Seen};
 use message::{Incoming, Reply, Request};
@@ -51,6 +57,9 @@ pub struct Listener {
     pub realm: Option<RealmName>,
     /// The socket, which doesn't block.
     pub socket: std::net::UdpSocket,
+    /// Whether messages are secured by DTLS, and with which keys.
+    #[cfg(feature = "coaps")]
+    pub keys: Option<Keys>,
 }
 
 /// Answers devices on these sockets, and sends them what is `outgoing`, until something goes wrong with
@@ -87,11 +96,15 @@ async fn serve_patiently(
     let echo = Arc::new(Echo::new(random::bytes()));
     let desk = Arc::new(Desk::new(outgoing.unanswered, outgoing.counters));
     let mut endpoints = Vec::with_capacity(listeners.len());
-    for Listener { realm, socket } in listeners {
-        let gateway = socket.local_addr()?;
+    for listener in listeners {
+        let gateway = listener.socket.local_addr()?;
+        #[cfg(feature = "coaps")]
+        let secured = listener.keys.map(Secured::new).transpose();
         endpoints.push(Arc::new(Endpoint {
-            realm,
-            socket: UdpSocket::from_std(socket)?,
+            realm: listener.realm,
+            socket: UdpSocket::from_std(listener.socket)?,
+            #[cfg(feature = "coaps")]
+            secured: secured.map_err(io::Error::other)?,
             gateway,
             keep_source,
             controller: controller.clone(),
@@ -107,6 +120,8 @@ async fn serve_patiently(
     for endpoint in &endpoints {
         tasks.spawn(Arc::clone(endpoint).serve());
         tasks.spawn(Arc::clone(endpoint).notify());
+        #[cfg(feature = "coaps")]
+        tasks.spawn(Arc::clone(endpoint).look_after_handshakes());
     }
     tasks.spawn(notices::distribute(outgoing.notices, endpoints, desk));
     while let Some(ended) = tasks.join_next().await {
@@ -119,6 +134,8 @@ async fn serve_patiently(
 struct Endpoint {
     realm: Option<RealmName>,
     socket: UdpSocket,
+    #[cfg(feature = "coaps")]
+    secured: Option<Secured>,
     gateway: SocketAddr,
     keep_source: bool,
     controller: Controller,
@@ -136,13 +153,67 @@ impl Endpoint {
         let mut buffer = vec![0; usize::from(u16::MAX)];
         loop {
             match self.socket.recv_from(&mut buffer).await {
-                Ok((len, device)) => self.receive(&buffer[..len], device).await,
+                Ok((len, device)) => self.take_in(&buffer[..len], device).await,
                 Err(error) => {
                     warn!(gateway = %self.gateway, %error, "can't receive");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
+    }
+
+    #[cfg(not(feature = "coaps"))]
+    async fn take_in(self: &Arc<Self>, datagram: &[u8], device: SocketAddr) {
+        self.receive(datagram, device).await;
+    }
+
+    /// Takes a datagram out of its DTLS records, if the socket is a secured one.
+    #[cfg(feature = "coaps")]
+    async fn take_in(self: &Arc<Self>, datagram: &[u8], device: SocketAddr) {
+        let Some(secured) = &self.secured else {
+            return self.receive(datagram, device).await;
+        };
+        let effects = secured.receive(datagram, device, Instant::now());
+        if effects.opened {
+            // Answers that another connection got are nothing to this one.
+            self.exchanges().forget(device);
+        }
+        for datagram in effects.send {
+            self.send_datagram(&datagram, device).await;
+        }
+        for message in effects.heard {
+            self.receive(&message, device).await;
+        }
+    }
+
+    #[cfg(feature = "coaps")]
+    async fn look_after_handshakes(self: Arc<Self>) {
+        let Some(secured) = &self.secured else {
+            return;
+        };
+        loop {
+            tokio::time::sleep(dtls::TICK).await;
+            for (device, datagram) in secured.tick(Instant::now()) {
+                self.send_datagram(&datagram, device).await;
+            }
+        }
+    }
+
+    /// Whether who is heard has proved by that to receive where it sends from: a handshake takes that.
+    fn proves_addresses(&self) -> bool {
+        #[cfg(feature = "coaps")]
+        return self.secured.is_some();
+        #[cfg(not(feature = "coaps"))]
+        false
+    }
+
+    /// Where to send what is for `to`, if there is a way.
+    fn route(&self, to: SocketAddr) -> Option<SocketAddr> {
+        #[cfg(feature = "coaps")]
+        if let Some(secured) = &self.secured {
+            return secured.route(to);
+        }
+        Some(to)
     }
 
     /// What costs nothing is answered right here; what changes something, by a task of its own.
@@ -162,11 +233,12 @@ impl Endpoint {
             Seen::UnderWay => return,
             Seen::Answered(answer) => return self.send(&answer, device).await,
         }
-        let proven = request.echo().is_some_and(|tag| {
-            let uptime = self.started.elapsed();
-            self.echo
-                .proves(tag, self.realm.as_ref(), device.ip(), uptime)
-        });
+        let proven = self.proves_addresses()
+            || request.echo().is_some_and(|tag| {
+                let uptime = self.started.elapsed();
+                self.echo
+                    .proves(tag, self.realm.as_ref(), device.ip(), uptime)
+            });
         match operation(&request) {
             // An option that isn't understood makes a Non-confirmable request be ignored (RFC 7252, 5.4.1).
             Err(_) if !request.is_confirmable() && request.unknown_critical_option().is_some() => {}
@@ -355,7 +427,19 @@ impl Endpoint {
         self.send(&self.to_bytes(reply, request), device).await;
     }
 
+    /// Sends a message.
     async fn send(&self, bytes: &[u8], device: SocketAddr) {
+        #[cfg(feature = "coaps")]
+        if let Some(secured) = &self.secured {
+            for datagram in secured.seal(bytes, device) {
+                self.send_datagram(&datagram, device).await;
+            }
+            return;
+        }
+        self.send_datagram(bytes, device).await;
+    }
+
+    async fn send_datagram(&self, bytes: &[u8], device: SocketAddr) {
         if let Err(error) = self.socket.send_to(bytes, device).await {
             debug!(%device, %error, "can't send");
         }

@@ -53,7 +53,6 @@ use config::Config;
 use controller::{Outlets, Places};
 use dataplane::Dataplane;
 use events::{Bus, What};
-use listen::ListenError;
 use monitoring::{Enquirer, Hints};
 use reload::InForce;
 use sessions::records::RealmName;
@@ -283,16 +282,20 @@ fn settings(config: &Config) -> dataplane::Settings {
     }
 }
 
-fn internal_listeners(config: &Config) -> Result<Vec<internal::Listener>, ListenError> {
+fn internal_listeners(config: &Config) -> Result<Vec<internal::Listener>> {
     let of = |realm: Option<&RealmName>, sockets: Vec<UdpSocket>| {
         let realm = realm.cloned();
         sockets.into_iter().map(move |socket| internal::Listener {
             realm: realm.clone(),
             socket,
+            #[cfg(feature = "coaps")]
+            keys: None,
         })
     };
     let outside = listen::udp("internal.listen", &config.internal.listen)?;
     let mut listeners: Vec<_> = of(None, outside).collect();
+    #[cfg(feature = "coaps")]
+    listeners.extend(secured_listeners(config)?);
     for realm in &config.realm {
         let key = format!("realm.{}", realm.name);
         let sockets = listen::udp_by_interface(&key, &realm.interface, &realm.listen)?;
@@ -301,11 +304,32 @@ fn internal_listeners(config: &Config) -> Result<Vec<internal::Listener>, Listen
     Ok(listeners)
 }
 
+#[cfg(feature = "coaps")]
+fn secured_listeners(config: &Config) -> Result<Vec<internal::Listener>> {
+    let Some(path) = &config.internal.coaps_keys else {
+        return Ok(Vec::new());
+    };
+    let keys = internal::Keys::read(path)?;
+    let devices = keys.len();
+    warn!(
+        devices,
+        "internal.coaps_listen is experimental: CoAP over DTLS is on"
+    );
+    let sockets = listen::udp("internal.coaps_listen", &config.internal.coaps_listen)?;
+    let secured = |socket| internal::Listener {
+        realm: None,
+        socket,
+        keys: Some(keys.clone()),
+    };
+    Ok(sockets.into_iter().map(secured).collect())
+}
+
 fn places(config: &Config) -> Places {
+    let internal = [&*config.internal.listen, &*config.internal.coaps_listen].concat();
     config
         .realm
         .iter()
-        .fold(Places::new(&config.internal.listen), |places, realm| {
+        .fold(Places::new(&internal), |places, realm| {
             places.and_realm(&realm.name, &realm.listen)
         })
 }

@@ -71,31 +71,34 @@ pub fn ci() -> Result<()> {
             "warnings",
         ],
     )?;
-    let with_log = [
+    let with_features = [
         "clippy",
         "--release",
         "-p",
         "push-ctl",
         "--features",
-        "log",
+        "log,coaps",
         "--all-targets",
         "--",
         "-D",
         "warnings",
     ];
-    cargo_step("lints, with logging", &with_log)?;
-    // Before the build, which leaves a push-ctl without it in its place.
-    let logging = [
+    cargo_step("lints, with all features", &with_features)?;
+    // Before the build, which leaves a push-ctl without them in its place.
+    let of_features = [
         "-p",
         "push-ctl",
         "--features",
-        "log",
+        "log,coaps",
+        "--lib",
         "--test",
         "push",
         "--",
         "logging",
+        "coaps",
+        "dtls",
     ];
-    run_tests(&logging.map(str::to_owned), &[])?;
+    run_tests(&of_features.map(str::to_owned), &[])?;
     cargo_step("build", &["build", "--release", "--workspace"])?;
     run_tests(&[], &[])?;
     demo::run(false)

@@ -4,17 +4,17 @@
 mod activity;
 mod nics;
 mod reload;
-mod trace;
 mod servers;
+mod trace;
 
 pub use activity::{Activity, BusyApp, BusySession};
 pub use nics::{AttachNic, NicAttached, NicDetached, NicListed};
 pub use reload::{ConfigChange, Reloaded};
-pub use trace::{CapturedPacket, PacketLine, Trace, TraceStep, TraceVerdict};
 pub use servers::{
     AddCredential, AvailabilityStatus, CredentialAdded, CredentialRemoved, CredentialStatus,
     KeysRotated, MonitorStatus, QuotaChange, QuotaStatus, RotateKeys,
 };
+pub use trace::{CapturedPacket, PacketLine, Trace, TraceStep, TraceVerdict};
 
 use crate::config::Role;
 use push_common::wire::SessionId;

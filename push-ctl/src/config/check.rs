@@ -93,6 +93,7 @@ impl Config {
         self.check_nics(&mut problems);
         self.check_data_plane(&mut problems);
         check_listen("internal.listen", &self.internal.listen, &mut problems);
+        self.check_coaps(&mut problems);
         self.check_realms(&mut problems);
         let ours = "of this machine";
         check_one_per_version("gtpu.local", &self.gtpu.local, ours, &mut problems);
@@ -197,6 +198,41 @@ impl Config {
         }
     }
 
+    fn check_coaps(&self, problems: &mut Problems) {
+        let internal = &self.internal;
+        let key = "internal.coaps_listen";
+        if internal.coaps_listen.is_empty() {
+            if internal.coaps_keys.is_some() {
+                let what = "is of no use without internal.coaps_listen; leave it out";
+                problems.add("internal.coaps_keys", what);
+            }
+            return;
+        }
+        if !cfg!(feature = "coaps") {
+            let what = "this push-ctl was built without the feature `coaps`; leave it out";
+            problems.add(key, what);
+        }
+        check_listen(key, &internal.coaps_listen, problems);
+        for address in &internal.coaps_listen {
+            if internal.listen.contains(address) {
+                let what = format!("{address} is in internal.listen, too; give it another port");
+                problems.add(key, what);
+            }
+        }
+        match &internal.coaps_keys {
+            Some(path) if path.is_absolute() => {}
+            Some(path) => {
+                let path = path.display();
+                let what = format!("`{path}` is not an absolute path; begin it with /");
+                problems.add("internal.coaps_keys", what);
+            }
+            None => problems.add(
+                "internal.coaps_keys",
+                "is missing; internal.coaps_listen needs a file with the keys of devices",
+            ),
+        }
+    }
+
     fn check_realms(&self, problems: &mut Problems) {
         let mut names = HashSet::new();
         let mut taken = HashMap::new();
@@ -244,9 +280,13 @@ impl Config {
             .realm
             .iter()
             .map(|realm| (format!("realm.{}.listen", realm.name), &*realm.listen));
-        [("internal.listen".to_owned(), &*self.internal.listen)]
-            .into_iter()
-            .chain(realms)
+        let internal = &self.internal;
+        [
+            ("internal.listen".to_owned(), &*internal.listen),
+            ("internal.coaps_listen".to_owned(), &*internal.coaps_listen),
+        ]
+        .into_iter()
+        .chain(realms)
     }
 
     fn check_nics(&self, problems: &mut Problems) {

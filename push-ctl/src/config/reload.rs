@@ -7,7 +7,7 @@ use super::{
 use crate::dataplane;
 use std::collections::BTreeSet;
 use std::fmt::{self, Debug};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A key that has another value.
@@ -65,22 +65,17 @@ impl Changes {
             metrics,
             monitoring,
         } = before;
-        changes.restart("state_dir", state_dir, &after.state_dir, |file| path(file));
-        changes.restart("pin_dir", pin_dir, &after.pin_dir, |file| path(file));
-        changes.restart("admin_socket", admin_socket, &after.admin_socket, |file| {
-            path(file)
-        });
+        changes.restart("state_dir", state_dir, &after.state_dir, path);
+        changes.restart("pin_dir", pin_dir, &after.pin_dir, path);
+        changes.restart("admin_socket", admin_socket, &after.admin_socket, path);
         changes.sessions(sessions, &after.sessions);
         changes.triggers(triggers, &after.triggers);
         changes.data_plane(data_plane, &after.data_plane);
         changes.nics(nic, &after.nic);
-        let Internal { listen } = internal;
-        changes.restart("internal.listen", listen, &after.internal.listen, |all| {
-            list(all)
-        });
+        changes.internal(internal, &after.internal);
         changes.realms(realm, &after.realm);
         let Gtpu { local } = gtpu;
-        changes.restart("gtpu.local", local, &after.gtpu.local, |all| list(all));
+        changes.restart("gtpu.local", local, &after.gtpu.local, list);
         changes.external(external, &after.external);
         let Audit {
             file,
@@ -194,6 +189,19 @@ impl Changes {
         }
     }
 
+    fn internal(&mut self, before: &Internal, after: &Internal) {
+        let Internal {
+            listen,
+            coaps_listen,
+            coaps_keys,
+        } = before;
+        self.restart("internal.listen", listen, &after.listen, list);
+        let key = "internal.coaps_listen";
+        self.restart(key, coaps_listen, &after.coaps_listen, list);
+        let key = "internal.coaps_keys";
+        self.restart(key, coaps_keys, &after.coaps_keys, debug);
+    }
+
     fn realms(&mut self, before: &[Realm], after: &[Realm]) {
         let names: BTreeSet<_> = before
             .iter()
@@ -213,7 +221,7 @@ impl Changes {
             certificate,
             private_key,
         } = before;
-        self.restart("external.listen", listen, &after.listen, |all| list(all));
+        self.restart("external.listen", listen, &after.listen, list);
         self.restart(
             "external.certificate",
             certificate,
@@ -274,10 +282,11 @@ impl Changes {
 
 #[expect(clippy::ref_option, reason = "it is a key's value that is shown")]
 fn optional_path(file: &Option<PathBuf>) -> String {
-    file.as_deref().map(path).unwrap_or_default()
+    file.as_ref().map(path).unwrap_or_default()
 }
 
-fn path(path: &Path) -> String {
+#[expect(clippy::ptr_arg, reason = "it is a key's value that is shown")]
+fn path(path: &PathBuf) -> String {
     path.display().to_string()
 }
 
@@ -285,7 +294,8 @@ fn time(duration: &Duration) -> String {
     humantime::format_duration(*duration).to_string()
 }
 
-fn list(all: &[impl ToString]) -> String {
+#[expect(clippy::ptr_arg, reason = "it is a key's value that is shown")]
+fn list(all: &Vec<impl ToString>) -> String {
     let texts: Vec<_> = all.iter().map(ToString::to_string).collect();
     texts.join(" ")
 }

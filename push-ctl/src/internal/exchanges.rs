@@ -62,6 +62,20 @@ impl Exchanges {
         self.under_way.insert(exchange);
     }
 
+    /// Forgets all answers to this device.
+    #[cfg(feature = "coaps")]
+    pub(super) fn forget(&mut self, device: SocketAddr) {
+        let of_device: Vec<_> = self
+            .answered
+            .iter()
+            .map(|(&exchange, _)| exchange)
+            .filter(|(from, _)| *from == device)
+            .collect();
+        for exchange in of_device {
+            self.answered.pop(&exchange);
+        }
+    }
+
     /// It has been carried out, with this answer, or refused.
     pub(super) fn finish(&mut self, exchange: Exchange, answer: Option<Vec<u8>>, now: Instant) {
         self.under_way.remove(&exchange);

@@ -58,7 +58,8 @@ pub struct NoticeCounts {
     pub superseded: u64,
     /// Given up, as no answer came.
     pub unanswered: u64,
-    /// Not sent, as too many waited, or as there is no socket any more where the device registered.
+    /// Not sent, as too many waited, or as there is no socket any more where the device registered, or no
+    /// connection to it.
     pub dropped: u64,
 }
 
@@ -142,12 +143,15 @@ pub(super) async fn distribute(
 ) {
     let mut dropped_since_log = 0_u64;
     let mut logged_at = None::<Instant>;
-    while let Some(notice) = notices.recv().await {
+    while let Some(mut notice) = notices.recv().await {
         let path = &notice.path;
         let endpoint = endpoints
             .iter()
             .find(|endpoint| endpoint.realm == path.realm && endpoint.gateway == path.gateway);
-        let put = endpoint.map(|endpoint| endpoint.outbound.put(notice));
+        let put = endpoint.and_then(|endpoint| {
+            notice.to = endpoint.route(notice.to)?;
+            Some(endpoint.outbound.put(notice))
+        });
         match put {
             Some(Put::Queued) => {}
             Some(Put::Replaced(notices)) => {
@@ -162,7 +166,7 @@ pub(super) async fn distribute(
                 if logged_at.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
                     warn!(
                         notices = dropped_since_log,
-                        "messages to devices were not sent: too many wait for an answer, or where the device registered is no longer in the configuration"
+                        "messages to devices were not sent: too many wait for an answer, or there is no way to the device, as where it registered is no longer in the configuration or its connection is gone"
                     );
                     dropped_since_log = 0;
                     logged_at = Some(Instant::now());

@@ -37,6 +37,8 @@ async fn gateway() -> Gateway {
             Listener {
                 realm: realm.map(|name| name.parse().unwrap()),
                 socket: sockets.remove(0),
+                #[cfg(feature = "coaps")]
+                keys: None,
             }
         })
         .collect();

@@ -5,6 +5,7 @@ use crate::admin::Daemon;
 use crate::config::Config;
 use crate::controller::tests::{World, authorised};
 use crate::events::Bus;
+use crate::monitoring::Hints;
 use crate::reload::InForce;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -49,6 +50,7 @@ async fn endpoint(world: &World) -> Endpoint {
         store,
         started: Instant::now(),
         events: Bus::default(),
+        monitoring: Hints::default(),
     };
     let (sender, _receiver) = mpsc::channel(10);
     let sources = Sources {

@@ -67,6 +67,8 @@ pub struct Config {
     pub log_level: Option<String>,
     /// Addresses and ports of the internal interface.
     pub internal: Vec<String>,
+    /// Addresses and ports of the internal interface over DTLS, and the file with its keys.
+    pub coaps: Option<(Vec<String>, PathBuf)>,
     /// Realms.
     pub realms: Vec<Realm>,
     /// Addresses from which GTP-U tunnels go out.
@@ -108,6 +110,7 @@ impl Default for Config {
             idle_after: "0s".to_owned(),
             log_level: None,
             internal: vec![format!("{inside_v4}:5683"), format!("[{inside_v6}]:5683")],
+            coaps: None,
             realms: Vec::new(),
             gtpu_local: Vec::new(),
             external: vec![format!("{outside_v4}:8443"), format!("[{outside_v6}]:8443")],
@@ -200,11 +203,11 @@ impl Config {
         if !self.gtpu_local.is_empty() {
             let _ = write!(text, "[gtpu]\nlocal = {:?}\n\n", self.gtpu_local);
         }
-        let _ = write!(
-            text,
-            "[internal]\nlisten = {:?}\n\n[external]\nlisten = {:?}\n",
-            self.internal, self.external
-        );
+        let _ = writeln!(text, "[internal]\nlisten = {:?}", self.internal);
+        if let Some((listen, keys)) = &self.coaps {
+            let _ = writeln!(text, "coaps_listen = {listen:?}\ncoaps_keys = {keys:?}");
+        }
+        let _ = write!(text, "\n[external]\nlisten = {:?}\n", self.external);
         if let Some((certificate, private_key)) = &self.certificate {
             let _ = writeln!(
                 text,
