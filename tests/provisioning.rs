@@ -372,7 +372,11 @@ fn a_restart_brings_everything_back() {
     let lab = &story.lab;
     story.authorised(0, 7000);
     story.authorised(1, 7000);
-    let registration = story.registered(0);
+    // The terminal of the first one again: another one would take its address over.
+    let registration = story
+        .clients()
+        .register(Party::Device, DEVICE[0], &inside(0), "ep=phone-0-7000")
+        .unwrap();
     story.requested(0, &registration, "two", 7001);
     let seen = || {
         let list = |noun: &str| {

@@ -37,7 +37,8 @@ fn what<'a>(trace: &'a Value, name: &str) -> &'a str {
 }
 
 fn verdict(trace: &Value) -> &str {
-    trace["verdicts"][0]["verdict"].as_str().unwrap()
+    let verdict = trace["verdicts"][0]["verdict"].as_str();
+    verdict.unwrap_or_else(|| panic!("no verdict in {trace}"))
 }
 
 fn server(lab: &Lab) -> UdpSocket {

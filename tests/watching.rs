@@ -6,6 +6,7 @@ use push_common::wire::TRIGGER_HEADER_LEN;
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::num::NonZero;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
@@ -194,46 +195,88 @@ fn look_at_rates(lab: &Lab) {
     people.until("the verdict", |line| line.starts_with("redirected"));
 }
 
-/// On a terminal of its own, of 100 by 40.
-fn look_at_top(lab: &Lab, session: &str) {
-    let top = lab.push_ctl(&["top", "--every", "500ms"]);
-    let words: Vec<String> = std::iter::once(top.get_program())
-        .chain(top.get_args())
-        .map(|word| child::quote(&word.to_string_lossy()))
-        .collect();
-    let line = format!("stty cols 100 rows 40; exec {}", words.join(" "));
-    let mut script = Command::new("script")
-        .args(["-qefc", &line, "/dev/null"])
-        .env("TERM", "xterm-256color")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdout = script.stdout.take().unwrap();
-    let (sender, chunks) = channel();
-    std::thread::spawn(move || {
-        let mut chunk = [0; 4096];
-        while let Ok(len @ 1..) = stdout.read(&mut chunk) {
-            if sender.send(chunk[..len].to_vec()).is_err() {
-                return;
+/// `top` on a terminal of its own, of 100 by 40.
+struct Top {
+    script: Child,
+    chunks: Receiver<Vec<u8>>,
+}
+
+impl Top {
+    fn start(lab: &Lab) -> Self {
+        let top = lab.push_ctl(&["top", "--every", "500ms"]);
+        let words: Vec<String> = std::iter::once(top.get_program())
+            .chain(top.get_args())
+            .map(|word| child::quote(&word.to_string_lossy()))
+            .collect();
+        let line = format!("stty cols 100 rows 40; exec {}", words.join(" "));
+        let mut script = Command::new("script")
+            .args(["-qefc", &line, "/dev/null"])
+            .env("TERM", "xterm-256color")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = script.stdout.take().unwrap();
+        let (sender, chunks) = channel();
+        std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(len @ 1..) = stdout.read(&mut chunk) {
+                if sender.send(chunk[..len].to_vec()).is_err() {
+                    return;
+                }
             }
-        }
-    });
-    let mut drawn = Vec::new();
-    let begin = Instant::now();
-    // Words that are drawn in one go, as the terminal gets only what changes.
-    while !["redirected", session, APP, "sorted by packets"]
-        .iter()
-        .all(|word| String::from_utf8_lossy(&drawn).contains(word))
-    {
-        let left = LIMIT.saturating_sub(begin.elapsed());
-        let Ok(chunk) = chunks.recv_timeout(left) else {
-            panic!("not drawn: {}", String::from_utf8_lossy(&drawn));
-        };
-        drawn.extend(chunk);
+        });
+        Self { script, chunks }
     }
-    script.stdin.take().unwrap().write_all(b"q").unwrap();
-    assert!(script.wait().unwrap().success());
+
+    /// Until all of it is on the terminal at the same time.
+    fn draws(&self, wanted: &[&str]) {
+        let [rows, columns] = [40, 100].map(|count| NonZero::new(count).unwrap());
+        let mut terminal = vt100::Parser::new(rows, columns, 0);
+        let begin = Instant::now();
+        while !wanted
+            .iter()
+            .all(|words| terminal.screen().contents().contains(words))
+        {
+            let left = LIMIT.saturating_sub(begin.elapsed());
+            let Ok(chunk) = self.chunks.recv_timeout(left) else {
+                panic!("not drawn: {}", terminal.screen().contents());
+            };
+            terminal.process(&chunk);
+        }
+    }
+}
+
+impl Drop for Top {
+    fn drop(&mut self) {
+        let _ = self.script.kill();
+        let _ = self.script.wait();
+    }
+}
+
+fn look_at_top(lab: &Lab, session: &str) {
+    let mut top = Top::start(lab);
+    top.draws(&["redirected", session, APP, "sorted by packets"]);
+    let mut stdin = top.script.stdin.take().unwrap();
+    stdin.write_all(b"q").unwrap();
+    assert!(top.script.wait().unwrap().success());
+
+    // Whose terminal goes away goes, too.
+    let top = Top::start(lab);
+    top.draws(&["sorted by packets"]);
+    let socket = lab.socket_path().display().to_string();
+    let runs = || {
+        let processes = fs::read_dir("/proc").unwrap();
+        let mut lines =
+            processes.filter_map(|process| fs::read(process.ok()?.path().join("cmdline")).ok());
+        lines.any(|line| {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            line.contains(&socket) && line.ends_with("top\0--every\x00500ms\0")
+        })
+    };
+    assert!(runs());
+    drop(top);
+    wait_until("top has gone with its terminal", || !runs());
 
     let elsewhere = child::finish(&mut lab.push_ctl(&["top"])).unwrap();
     assert_eq!(elsewhere.status.code(), Some(1));

@@ -178,15 +178,15 @@ async fn audited(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if request.method().is_safe() {
-        return next.run(request).await;
-    }
     let peer = Peer {
         credentials,
         events: operator.daemon.events.clone(),
         noted: Arc::default(),
     };
     request.extensions_mut().insert(ConnectInfo(peer.clone()));
+    if request.method().is_safe() {
+        return next.run(request).await;
+    }
     let action = request.method().as_str().to_lowercase();
     let object = request.uri().path().to_owned();
     let answered = tokio::spawn(async move {

@@ -3,7 +3,8 @@
 use super::{Course, Ledger, Pace, Shared, Template, is_let_through, race};
 use crate::datagram::{DEVICES, Session};
 use crate::gateway::{EXT, Gateway};
-use nix::time::{ClockId, clock_getres, clock_gettime};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_getres};
 use push_common::maps::{TICK_NS, tick_of};
 use push_common::verdict::Verdict;
 use push_common::wire::{Flags, SessionId};
@@ -142,9 +143,24 @@ fn in_step(
 }
 
 /// The clock that the path goes by, which stands still between the kernel's ticks.
+/// The coarse clock, as the kernel itself reads it, and so the program: at a tick, the copy of it that is
+/// mapped into processes, from which `clock_gettime` reads, is a moment ahead.
+#[expect(unsafe_code, reason = "neither std nor nix has the system call alone")]
 fn coarse_ns() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
-    Duration::from(now).as_nanos() as u64
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a timespec that lives as long as the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_clock_gettime,
+            libc::CLOCK_MONOTONIC_COARSE,
+            &raw mut now,
+        )
+    };
+    assert_eq!(result, 0);
+    Duration::from(TimeSpec::from(now)).as_nanos() as u64
 }
 
 /// A course of so many seconds, in each of which both CPUs offer as much as they can.

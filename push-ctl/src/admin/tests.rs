@@ -246,7 +246,10 @@ async fn a_session_is_seen_and_revoked() {
         (410, Some("the session has ended already (revoked)"))
     );
     assert_eq!(admin.get("/v1/sessions").await["items"], json!([]));
-    assert_eq!(admin.get("/v1/sessions?ended").await[0]["cause"], "revoked");
+    assert_eq!(
+        admin.get("/v1/sessions?ended=true").await["items"][0]["cause"],
+        "revoked"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

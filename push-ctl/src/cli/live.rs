@@ -20,7 +20,8 @@ pub(super) fn print(text: &str) -> Result<bool, Failure> {
     }
 }
 
-/// Whether somebody may still read what is printed; for who has nothing to print at the moment.
+/// Whether somebody may still read what is printed: neither the end of a pipe nor a terminal is gone. For who
+/// has nothing to print at the moment.
 pub(super) fn is_read() -> bool {
     let stdout = io::stdout();
     let mut polled = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
@@ -28,5 +29,5 @@ pub(super) fn is_read() -> bool {
     let _cannot_tell = poll(&mut polled, PollTimeout::ZERO);
     !polled[0]
         .revents()
-        .is_some_and(|events| events.contains(PollFlags::POLLERR))
+        .is_some_and(|events| events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP))
 }

@@ -4,8 +4,7 @@ mod screen;
 
 use super::stats::interval;
 use crate::admin::api::Activity;
-use crate::cli::client;
-use crate::cli::{Failure, Output};
+use crate::cli::{Failure, Output, client, live};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use screen::{Screen, Sort};
 use std::io::{self, IsTerminal};
@@ -76,6 +75,9 @@ fn draw(
             Err(TryRecvError::Disconnected) => {
                 return Err(io::Error::other("nobody asks the daemon any more"));
             }
+        }
+        if !live::is_read() {
+            return Err(io::Error::other("the terminal is gone"));
         }
         terminal.draw(|frame| screen.draw(frame, Instant::now()))?;
         if !event::poll(LOOK_AT_KEYS_EVERY)? {
