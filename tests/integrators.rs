@@ -1,122 +1,38 @@
 //! What those who integrate are given: emulated devices, by one and by the thousand.
 
 use crate::story::{APP, PUSH_CTL, Story, socket_address};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Command;
 use xtask::bench::control;
 use xtask::clients::Granted;
+use xtask::emulated::Emulated;
 use xtask::lab::{DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Party};
-use xtask::{child, traffic, workspace};
+use xtask::{child, workspace};
 
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// `push-ctl emulate device`, as it runs.
-pub(crate) struct Emulated {
-    child: Child,
-    lines: Receiver<String>,
-    /// All that it has said.
-    pub(crate) said: String,
-    tokens: PathBuf,
+/// Devices of the story's, by IPv4 (0) or IPv6 (1).
+fn emulated(story: &Story, family: usize, options: &[&str]) -> Emulated {
+    let gateway = socket_address(GATEWAY_INSIDE[family], 5683);
+    let push_ctl = Path::new(PUSH_CTL);
+    Emulated::begin(&story.lab, push_ctl, (gateway, APP), options, &|_| {}).unwrap()
 }
 
-impl Emulated {
-    /// Devices of the story's, by IPv4 (0) or IPv6 (1).
-    pub(crate) fn begin(story: &Story, family: usize, options: &[&str]) -> Self {
-        let tokens = story.lab.folder().join("tokens");
-        let gateway = socket_address(GATEWAY_INSIDE[family], 5683).to_string();
-        let mut command = story.lab.exec_in(Party::Device, PUSH_CTL);
-        command
-            .args(["--json", "emulate", "device", "--gateway", &gateway])
-            .args(["--app", APP, "--tokens"])
-            .arg(&tokens)
-            .args(options);
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        Self {
-            child,
-            lines,
-            said: String::new(),
-            tokens,
-        }
-    }
-
-    /// Waits for it to tell of this.
-    pub(crate) fn wait_for(&mut self, event: &str) -> Value {
-        let begin = Instant::now();
-        loop {
-            let left = LIMIT.saturating_sub(begin.elapsed());
-            let line = self.lines.recv_timeout(left);
-            let line = line.unwrap_or_else(|_| panic!("no {event}: {}", self.said));
-            self.said += &format!("{line}\n");
-            let told: Value = serde_json::from_str(&line).unwrap();
-            if told["event"] == event {
-                return told;
-            }
-        }
-    }
-
-    /// The session it has, once it is told of.
-    pub(crate) fn session(&mut self, story: &Story) -> Granted {
-        self.wait_for("session");
-        let mode = fs::metadata(&self.tokens).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        let line = fs::read_to_string(&self.tokens).unwrap();
-        let kept: Value = serde_json::from_str(line.lines().last().unwrap()).unwrap();
-        let (id, token) = (&kept["session_id"], kept["token"].as_str().unwrap());
-        let id = id.as_str().unwrap().to_owned();
-        let clients = story.clients();
-        let request = json!({ "token": token }).to_string();
-        Granted {
-            traffic: traffic::Session {
-                id: id.parse().unwrap(),
-                key: token.parse::<push_common::token::Token>().unwrap().key(),
-                token_generation: 0,
-            },
-            token_file: clients.secret_file(&format!("{id}.token"), token).unwrap(),
-            request_file: clients
-                .secret_file(&format!("{id}.json"), &request)
-                .unwrap(),
-            id,
-        }
-    }
-
-    /// Ctrl-C; what it says then, and whether it went well.
-    pub(crate) fn interrupt(mut self) -> (Value, bool) {
-        let pid = i32::try_from(self.child.id()).unwrap();
-        kill(Pid::from_raw(pid), Signal::SIGINT).unwrap();
-        let summary = self.wait_for("summary");
-        let succeeded = self.child.wait().unwrap().success();
-        let secrets = fs::read_to_string(&self.tokens).unwrap();
-        assert!(!self.said.contains("ptk_") && secrets.contains("ptk_"));
-        (summary, succeeded)
-    }
+/// The session of a device; its token is in a file that only its owner can read.
+fn session(device: &mut Emulated, story: &Story) -> Granted {
+    let session = device.session(&story.clients()).unwrap();
+    let mode = fs::metadata(device.tokens()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    session
 }
 
-impl Drop for Emulated {
-    fn drop(&mut self) {
-        let _ended_already = self.child.kill();
-        let _reaped = self.child.wait();
-    }
+/// Ctrl-C; what it says then, and whether it went well.
+fn interrupt(mut device: Emulated) -> (Value, bool) {
+    let (summary, succeeded) = device.interrupt().unwrap();
+    let secrets = fs::read_to_string(device.tokens()).unwrap();
+    assert!(!device.said().contains("ptk_") && secrets.contains("ptk_"));
+    (summary, succeeded)
 }
 
 fn run(command: &mut Command) -> (Value, bool) {
@@ -133,11 +49,11 @@ fn an_emulated_device_does_all_that_a_push_client_has_to() {
     let lab = &story.lab;
     child::output(&mut lab.push_ctl(&["app", "set", APP, "--return-acks"])).unwrap();
     for family in [0, 1] {
-        let mut device = Emulated::begin(&story, family, &["--lifetime", "4s"]);
-        let registered = device.wait_for("registered");
+        let mut device = emulated(&story, family, &["--lifetime", "4s"]);
+        let registered = device.wait_for("registered").unwrap();
         assert_eq!(registered["address"], DEVICE[family]);
         assert_eq!(registered["lifetime_s"], 4);
-        let session = device.session(&story);
+        let session = session(&mut device, &story);
         let clients = story.clients();
         clients
             .authorise(&crate::story::outside(family), &story.app_key, &session)
@@ -145,20 +61,20 @@ fn an_emulated_device_does_all_that_a_push_client_has_to() {
         let to = socket_address(GATEWAY_OUTSIDE[family], 5050).to_string();
         let mut send = clients.send_trigger(Path::new(PUSH_CTL), &to, &session, "wake up");
         child::output(send.args(["--wait-ack", "10s"])).unwrap();
-        let trigger = device.wait_for("trigger");
+        let trigger = device.wait_for("trigger").unwrap();
         assert_eq!(trigger["payload_hex"], hex::encode("wake up"));
         assert_eq!(trigger["acknowledged"], true);
         // Its registration would be over without.
         for _ in 0..2 {
-            device.wait_for("refreshed");
+            device.wait_for("refreshed").unwrap();
         }
         child::output(&mut lab.push_ctl(&["session", "revoke", &session.id])).unwrap();
-        assert_eq!(device.wait_for("torn_down")["cause"], "revoked");
+        assert_eq!(device.wait_for("torn_down").unwrap()["cause"], "revoked");
         let id = registered["registration"].as_str().unwrap();
         let shown = lab.push_ctl_json(&["terminal", "show", id]).unwrap();
         assert_eq!(shown["state"], "first_operative");
 
-        let (summary, succeeded) = device.interrupt();
+        let (summary, succeeded) = interrupt(device);
         assert!(succeeded, "{summary}");
         let triggers = json!({
             "received": 1, "verified": 1, "acknowledged": 1, "replayed": 0, "bad": 0,
@@ -247,8 +163,8 @@ fn the_sender_in_python_of_the_guide_delivers() {
     );
 
     child::output(&mut lab.push_ctl(&["app", "set", APP, "--return-acks"])).unwrap();
-    let mut device = Emulated::begin(&story, 0, &[]);
-    let session = device.session(&story);
+    let mut device = emulated(&story, 0, &[]);
+    let session = session(&mut device, &story);
     let key = fs::read_to_string(&story.app_key).unwrap();
     let key = key.strip_prefix("Authorization: Bearer ").unwrap();
     let mut command = lab.exec_in(Party::Application, "python3");
@@ -260,10 +176,10 @@ fn the_sender_in_python_of_the_guide_delivers() {
         .env("APP_KEY", key.trim())
         .env("TOKEN", fs::read_to_string(&session.token_file).unwrap());
     assert_eq!(child::output(&mut command).unwrap(), "delivered\n");
-    let trigger = device.wait_for("trigger");
+    let trigger = device.wait_for("trigger").unwrap();
     assert_eq!(trigger["payload_hex"], hex::encode("storm \u{2602}"));
     assert_eq!(trigger["acknowledged"], true);
-    let (summary, succeeded) = device.interrupt();
+    let (summary, succeeded) = interrupt(device);
     assert!(succeeded, "{summary}");
 }
 

@@ -163,9 +163,9 @@ impl<'a> Clients<'a> {
                 key: token.parse::<Token>()?.key(),
                 token_generation,
             },
-            token_file: self.secret_file(&format!("{id}.token"), token)?,
+            token_file: self.secret_file(&format!("{id}.{token_generation}.token"), token)?,
             request_file: self.secret_file(
-                &format!("{id}.json"),
+                &format!("{id}.{token_generation}.json"),
                 &json!({ "token": token }).to_string(),
             )?,
         })

@@ -2,6 +2,7 @@
 
 mod acknowledged;
 mod ledger;
+mod lifecycle;
 mod outage;
 mod realms;
 mod refusals;
@@ -166,6 +167,7 @@ fn tell(lab: &Lab, push_ctl: &Path) -> Result<()> {
     vlan::tell(&mut scene, &app, &meter.looking)?;
     acknowledged::tell(&mut scene, [(&look[0], &looking), (&look[1], &looking_v6)])?;
     rules::tell(&mut scene, &phones[0])?;
+    lifecycle::tell(&mut scene)?;
 
     refusals::at_the_door(&mut scene, &app, &many[0][0], &phones[0].registration)?;
     refusals::on_the_path(&mut scene, &app, &phones[0], &lanes[0])?;

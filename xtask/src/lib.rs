@@ -7,6 +7,7 @@
 //! | [`traffic`] | a generator of triggers, and a sink that judges what arrives |
 //! | [`push_client`] | how the demo sees what arrives at a device |
 //! | [`clients`] | libcoap's client, curl and the operator, who play the parties |
+//! | [`emulated`] | devices that `push-ctl emulate device` plays |
 //! | [`demo`] | the whole story in a minute, told and checked |
 //! | [`check`] | the tests, and what CI runs |
 //! | [`dist`] | push-ctl as a Debian package |
@@ -23,6 +24,7 @@ pub mod child;
 pub mod clients;
 pub mod demo;
 pub mod dist;
+pub mod emulated;
 pub mod lab;
 pub mod push_client;
 pub mod setup;

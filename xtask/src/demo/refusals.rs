@@ -135,14 +135,14 @@ pub(super) fn on_the_path(scene: &mut Scene, app: &App, phone: &Device, lane: &L
     volleys.dropped(stage, "revoked", lane, &load, "unknown_session")
 }
 
-fn coap_refusal(stage: &mut Stage, answer: &Answer, code: &str, what: &str) {
+pub(super) fn coap_refusal(stage: &mut Stage, answer: &Answer, code: &str, what: &str) {
     match answer {
         Answer::Refused(why) => stage.check(why.starts_with(code), format!("{why:?}: {what}")),
         Answer::Success(_) => stage.check(false, what),
     }
 }
 
-fn problem(
+pub(super) fn problem(
     stage: &mut Stage,
     (status, body): &(u16, Value),
     expected: u16,

@@ -102,16 +102,7 @@ impl Device {
         scene
             .clients
             .authorise(GATEWAY_OUTSIDE[0], &app.key, &session)?;
-        let started = Instant::now();
-        let lab = scene.clients.lab;
-        while lab.push_ctl_json(&["session", "show", &session.id])?["next_hop"] != "resolved" {
-            ensure!(
-                started.elapsed() < LIMIT,
-                "the way to {} isn't found",
-                self.address
-            );
-            thread::sleep(Duration::from_millis(10));
-        }
+        wait_for_way(scene.clients.lab, &session)?;
         Ok(session)
     }
 
@@ -126,6 +117,27 @@ impl Device {
         socket.set_read_timeout(Some(LIMIT))?;
         Ok(PushClient::new(socket, session.traffic.key))
     }
+}
+
+/// Waits until it is known by which way triggers of the session get to its device.
+pub(super) fn wait_for_way(lab: &Lab, session: &Granted) -> Result<()> {
+    wait_until("the way to the device isn't found", || {
+        let shown = lab.push_ctl_json(&["session", "show", &session.id])?;
+        Ok(shown["next_hop"] == "resolved")
+    })
+}
+
+/// Waits until it is so.
+pub(super) fn wait_until(
+    otherwise: &str,
+    mut condition: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let started = Instant::now();
+    while !condition()? {
+        ensure!(started.elapsed() < LIMIT, "{otherwise}");
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 /// One trigger, sent by `push-ctl trigger send`.

@@ -1,19 +1,17 @@
 //! A realm that is reached in a VLAN: what leaves the gateway, as two programs not ours read it.
 
 use super::ledger::FORWARDED;
-use super::scene::{App, Device, Scene, Single};
-use super::{DEVICE, LIMIT, LOOK_PORT};
+use super::scene::{App, Device, Scene, Single, wait_until};
+use super::{DEVICE, LOOK_PORT};
 use crate::child;
 use crate::clients::Granted;
 use crate::lab::{CAMERAS_ROUTER, CAMERAS_VLAN, GATEWAY_CAMERAS, Lab, Party};
 use crate::push_client::PushClient;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use push_common::wire::TriggerHeader;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
 /// Where devices see the sender.
 const COAP_PORT: u16 = 5683;
@@ -188,13 +186,4 @@ impl Drop for Capture {
         let _ended_already = self.tcpdump.kill();
         let _reaped = self.tcpdump.wait();
     }
-}
-
-fn wait_until(otherwise: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let started = Instant::now();
-    while !condition()? {
-        ensure!(started.elapsed() < LIMIT, "{otherwise}");
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
 }
