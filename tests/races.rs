@@ -12,8 +12,10 @@
 //! | [`rate`] | two CPUs for what a rate, or a coalescing window, lets through |
 //! | [`updates`] | triggers against changes to their session |
 //! | [`delivery`] | the same from socket to socket, and against the daemon's end |
+//! | [`outages`] | triggers against upgrades, crashes, and links that go away |
 
 mod delivery;
+mod outages;
 mod rate;
 mod replay;
 mod restart;

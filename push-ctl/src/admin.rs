@@ -19,6 +19,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod upgrade;
 
 pub use socket::{Socket, SocketError};
 
@@ -30,6 +31,7 @@ use crate::monitoring::Hints;
 use crate::problem::{Problem, in_size, in_time, no_such_method, no_such_path};
 use crate::reload::InForce;
 use crate::sessions::OperatorRefusal;
+use crate::upgrade::Upgrade;
 use activity::Sampler;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Request, State};
@@ -65,6 +67,10 @@ pub struct Daemon {
     pub monitoring: Hints,
     /// When it became ready.
     pub started: Instant,
+    /// The same, by the wall clock.
+    pub started_at: jiff::Timestamp,
+    /// How it becomes another one.
+    pub upgrade: Upgrade,
     /// Where it publishes what happens.
     pub events: Bus,
 }
@@ -251,6 +257,7 @@ fn router(controller: Controller, daemon: Daemon, stopping: watch::Receiver<bool
             put(devices::set_tunnel).delete(devices::clear_tunnel),
         )
         .route("/v1/config/reload", post(reload::reload))
+        .route("/v1/upgrade", post(upgrade::upgrade))
         .route("/v1/stats", get(gateway::show_stats))
         .route("/v1/events", get(events::stream))
         .route("/v1/activity", get(activity::show))

@@ -16,6 +16,7 @@ mod rates;
 mod trigger;
 
 use crate::config::{self, Config};
+use crate::upgrade::{self, Ended, Upgrade};
 use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use commands::health::StatusOptions;
 use commands::man::Man;
@@ -26,6 +27,7 @@ use commands::store::Store;
 use commands::sysdump::Sysdump;
 use commands::top::Top;
 use commands::trace::Trace;
+use commands::upgrade::Upgrade as UpgradeCommand;
 use commands::{apps, devices, doctor, emulate, gateway, guide, health, reload, servers};
 use log::LogFormat;
 use policy::PolicyOptions;
@@ -88,6 +90,7 @@ enum Command {
     Top(Top),
     /// Show events as they happen, until interrupted
     Monitor(Monitor),
+    Upgrade(UpgradeCommand),
     /// The configuration of the daemon
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -347,6 +350,7 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
             let people = format!("{} is right.\n", config.path.display());
             Output::new(&json!({ "config": config.path, "valid": true }), people)
         }
+        Command::Upgrade(upgrade) => upgrade.dispatch(socket),
         Command::Sysdump(sysdump) => sysdump.dispatch(socket),
         Command::Man(man) => man.dispatch(),
         Command::Trigger(Trigger::Send(send)) => trigger::send(&send),
@@ -390,11 +394,13 @@ fn run(path: &Path, log_format: Option<LogFormat>) -> Result<(), Failure> {
     let config = Config::load(path).map_err(|error| bad_config(&error))?;
     log::start(log_format)?;
     let failed = |error: &dyn std::fmt::Display| Failure::new(error.to_string());
+    let executable = std::env::current_exe().map_err(|e| failed(&e))?;
+    let upgrade = Upgrade::of(executable.clone());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|e| failed(&e))?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(|e| failed(&e))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| failed(&e))?;
         let shutdown = async {
@@ -403,10 +409,19 @@ fn run(path: &Path, log_format: Option<LogFormat>) -> Result<(), Failure> {
                 _ = interrupt.recv() => {}
             }
         };
-        crate::run(config, shutdown)
+        crate::run(config, upgrade, shutdown)
             .await
             .map_err(|error| Failure::new(format!("{error:#}")))
-    })
+    })?;
+    match ended {
+        Ended::Stopped => Ok(()),
+        Ended::ForUpgrade => {
+            drop(runtime);
+            let error = upgrade::execute(&executable);
+            let error = format!("can't go on as {}: {error}", executable.display());
+            Err(Failure::with_hint(error, "start the daemon anew"))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -328,6 +328,7 @@ impl<S: Store, K: Kernel> Owner<S, K> {
                     self.turn(&mut requests).await?;
                 }
                 () = self.kernel.changed() => {
+                    self.kernel.reattach(false).await;
                     let at = self.clock.now();
                     for told in self.kernel.take_told() {
                         self.publish(at, What::DataPlane(told));
@@ -364,6 +365,7 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         if self.round_at <= Instant::now() {
             self.round_at = Instant::now() + ROUND;
             self.look_round();
+            self.kernel.reattach(true).await;
         }
         let changes = self.sessions.take_changes();
         self.commit(&changes)?;

@@ -51,6 +51,7 @@ use push_common::maps::{
 };
 use push_common::verdict::Verdict;
 use push_common::wire::SessionId;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -83,6 +84,8 @@ pub struct Dataplane {
     counters: PerCpuArray<MapData, CounterWords>,
     events: Events,
     told: Vec<Told>,
+    /// NICs that are back, and why the program isn't on them.
+    not_reattached: BTreeMap<String, String>,
     warnings: Vec<String>,
     /// Keeps a second process off the pins.
     _lock: File,
@@ -183,6 +186,7 @@ impl Dataplane {
             counters,
             events,
             told: Vec::new(),
+            not_reattached: BTreeMap::new(),
             warnings,
             _lock: lock,
         })
@@ -420,7 +424,15 @@ impl Dataplane {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.warnings.clone();
         warnings.extend(self.attached.iter().filter_map(|nic| nic.warning.clone()));
+        warnings.extend(self.not_reattached.values().cloned());
         for nic in self.attached.iter().map(|attached| &attached.nic) {
+            if self.next_hops.link_named(&nic.name).is_none() {
+                warnings.push(format!(
+                    "There is no NIC {} at the moment. Once it is back, the program will be, too.",
+                    nic.name
+                ));
+                continue;
+            }
             let switches = survey::switches(nic).into_iter();
             warnings.extend(switches.map(|Switch { why, fix }| format!("{why}: {fix}")));
         }

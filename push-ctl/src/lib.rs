@@ -20,6 +20,7 @@
 //! | [`metrics`] | figures and health for machines that watch |
 //! | [`emulate`] | devices, for those who integrate and to put load on all of it |
 //! | [`doctor`] | what push needs of a machine, looked at |
+//! | [`upgrade`] | another push-ctl takes the place of this one |
 //! | [`service`] | what the service manager is told |
 //! | [`cli`] | the command line: starts the daemon, or asks it |
 //!
@@ -47,6 +48,7 @@ pub mod reload;
 pub mod service;
 pub mod sessions;
 pub mod store;
+pub mod upgrade;
 
 use anyhow::{Context, Result, bail};
 use config::Config;
@@ -66,6 +68,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{Level, info, warn};
+use upgrade::{Ended, Upgrade};
 
 /// How long requests that are being answered may take when the daemon ends.
 const GRACE: Duration = Duration::from_secs(5);
@@ -73,14 +76,18 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Messages to devices that wait to be sent, at most.
 const NOTICES_LEN: usize = 65_536;
 
-/// Runs the controller until `shutdown` is through. The data plane stays as it is then. At each SIGHUP the
-/// configuration is read anew.
+/// Runs the controller until `shutdown` is through, or `upgrade` is wanted. The data plane stays as it is then. At
+/// each SIGHUP the configuration is read anew.
 ///
 /// # Errors
 ///
 /// Something that is needed can't be had, or fails. Up to the message `push is ready` nothing is changed
 /// that wasn't changed by an earlier run, but for what the data plane says of itself.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<()> {
+pub async fn run(
+    config: Config,
+    upgrade: Upgrade,
+    shutdown: impl Future<Output = ()>,
+) -> Result<Ended> {
     // What may fail without having changed anything comes first, the data plane last.
     let store = RedbStore::open(&config.state_dir)?;
     let store_path = store.path().to_owned();
@@ -162,6 +169,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         store: store_path,
         monitoring: hints,
         started: Instant::now(),
+        started_at: jiff::Timestamp::now(),
+        upgrade: upgrade.clone(),
         events,
     };
     let sources = metrics::Sources {
@@ -206,8 +215,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     info!("push is ready");
     service::ready();
 
-    tokio::select! {
-        () = shutdown => info!("stopping; the data plane goes on delivering"),
+    let how = tokio::select! {
+        () = shutdown => Ended::Stopped,
+        () = upgrade.wanted() => Ended::ForUpgrade,
         result = &mut servers => {
             result.context("a listener failed")?;
             bail!("all listeners have ended");
@@ -217,8 +227,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
             bail!("the controller has stopped");
         }
         never = service::answer_for(&controller) => match never {},
+    };
+    info!("stopping; the data plane goes on delivering");
+    match how {
+        Ended::Stopped => service::stopping(),
+        Ended::ForUpgrade => service::reloading(),
     }
-    service::stopping();
     // The thread of the controller ends when nobody can ask any more.
     drop(controller);
     stop.send_replace(true);
@@ -229,7 +243,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         Ok(result) => result.context("the controller has stopped")??,
         Err(_elapsed) => warn!("the controller was still busy"),
     }
-    Ok(())
+    Ok(how)
 }
 
 /// Whatever way the daemon ends, what happened is on disk then.

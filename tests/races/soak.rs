@@ -2,7 +2,7 @@
 //! for how many seconds, if it isn't for the full count. `xtask/src/soak.rs` has their names.
 
 use super::replay::Order;
-use super::{Course, End, delivery, rate, replay, restart, slots, updates};
+use super::{Course, End, delivery, outages, rate, replay, restart, slots, updates};
 use std::env;
 use std::time::Duration;
 
@@ -99,4 +99,35 @@ fn routes() {
 #[ignore = "long: cargo xtask soak"]
 fn delivery() {
     delivery::moves("push-soak-move", course("delivery", "triggers", 1_000_000));
+}
+
+#[test]
+#[ignore = "long: cargo xtask soak"]
+fn upgrades() {
+    outages::upgrades(
+        "push-soak-upgrade",
+        course("upgrades", "upgrades", 1_000),
+        50_000,
+    );
+}
+
+#[test]
+#[ignore = "long: cargo xtask soak"]
+fn crashes() {
+    outages::crashes("push-soak-crash", course("crashes", "crashes", 100));
+}
+
+#[test]
+#[ignore = "long: cargo xtask soak"]
+fn links() {
+    outages::links(
+        "push-soak-link",
+        course("links", "times down and up", 1_000),
+    );
+}
+
+#[test]
+#[ignore = "long: cargo xtask soak"]
+fn replugs() {
+    outages::replugs("push-soak-replug", course("replugs", "NICs removed", 50));
 }

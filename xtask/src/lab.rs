@@ -41,6 +41,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 /// The application server's addresses.
 pub const APPLICATION: [&str; 2] = ["198.51.100.10", "2001:db8:51::10"];
@@ -172,6 +173,15 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Removes the link with this NIC of the gateway, and makes it anew, as if its driver had been loaded again.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such NIC, or the kernel refuses.
+    pub fn replug(&self, nic: &str) -> Result<()> {
+        topology::replug(&self.names, nic)
+    }
+
     /// Takes it down.
     ///
     /// # Errors
@@ -213,6 +223,23 @@ impl Lab {
     ///
     /// As [`Lab::start`].
     pub fn start_by(&self, wrapper: &[&str]) -> Result<()> {
+        let daemon = Daemon::start(&mut self.daemon_command(wrapper), &self.names)?;
+        *self.daemon() = Some(daemon);
+        Ok(())
+    }
+
+    /// Starts the controller, and kills it (`kill -9`) after this time, ready or not.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be run.
+    pub fn kill_while_starting(&self, after: Duration) -> Result<()> {
+        let mut daemon = Daemon::spawn(&mut self.daemon_command(&[]), &self.names)?;
+        daemon.run_for(after);
+        daemon.kill()
+    }
+
+    fn daemon_command(&self, wrapper: &[&str]) -> Command {
         let mut command = match wrapper {
             [] => self.gateway_command(&self.push_ctl),
             [program, arguments @ ..] => {
@@ -222,9 +249,7 @@ impl Lab {
             }
         };
         command.arg("run").arg("--config").arg(self.config_path());
-        let daemon = Daemon::start(&mut command, &self.names)?;
-        *self.daemon() = Some(daemon);
-        Ok(())
+        command
     }
 
     /// Asks the controller to end, and waits until it has.

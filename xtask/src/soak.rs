@@ -35,6 +35,14 @@ pub enum Race {
     Routes,
     /// A device moves while triggers go from socket to socket.
     Delivery,
+    /// The daemon is upgraded while triggers keep coming.
+    Upgrades,
+    /// The daemon is killed while devices register and triggers keep coming.
+    Crashes,
+    /// Links go down and up.
+    Links,
+    /// NICs are removed and come back.
+    Replugs,
 }
 
 impl Race {

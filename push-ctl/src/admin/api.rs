@@ -6,6 +6,7 @@ mod nics;
 mod reload;
 mod servers;
 mod trace;
+mod upgrade;
 
 pub use activity::{Activity, BusyApp, BusySession};
 pub use nics::{AttachNic, NicAttached, NicDetached, NicListed};
@@ -15,6 +16,7 @@ pub use servers::{
     KeysRotated, MonitorStatus, QuotaChange, QuotaStatus, RotateKeys,
 };
 pub use trace::{CapturedPacket, PacketLine, Trace, TraceStep, TraceVerdict};
+pub use upgrade::Upgrading;
 
 use crate::config::Role;
 use push_common::wire::SessionId;
@@ -31,6 +33,8 @@ pub struct Status {
     pub layout_version: u32,
     /// Its process.
     pub pid: u32,
+    /// When it became ready.
+    pub started_at: String,
     /// Since it is ready.
     pub uptime_s: u64,
     /// Its configuration file.

@@ -29,6 +29,7 @@ pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             layout_version: LAYOUT_VERSION,
             pid: std::process::id(),
+            started_at: seen.started_at.to_string(),
             uptime_s: seen.started.elapsed().as_secs(),
             config: seen.config.path.clone(),
             store: StoreStatus {

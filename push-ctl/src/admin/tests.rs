@@ -8,6 +8,7 @@ use super::*;
 use crate::controller::tests::{World, authorised};
 use crate::credentials::ApiKey;
 use crate::events::Bus;
+use crate::upgrade::Upgrade;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -50,6 +51,8 @@ async fn admin_of(world: &World) -> Admin {
         store: "/var/lib/push/push.redb".into(),
         monitoring: Hints::default(),
         started: Instant::now(),
+        started_at: jiff::Timestamp::now(),
+        upgrade: Upgrade::of("push-ctl".into()),
         events: Bus::default(),
     };
     let events = daemon.events.clone();

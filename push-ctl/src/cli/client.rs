@@ -77,6 +77,15 @@ pub(super) fn get<T: DeserializeOwned>(
     wait_for(answer(socket, Method::GET, path, None, limit))
 }
 
+/// Has the daemon do what `path` stands for.
+pub(super) fn act<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+) -> Result<T, Failure> {
+    wait_for(answer(socket, method, path, None, TIMEOUT))
+}
+
 /// Runs what has to be waited for.
 pub(super) fn wait_for<T>(answer: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()

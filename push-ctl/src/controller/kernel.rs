@@ -64,6 +64,8 @@ pub trait Kernel: Send + 'static {
     fn events_lost(&self) -> u64;
     /// Waits for news of the kernel, such as of routes, and acts on them. To stop waiting is harmless.
     fn changed(&mut self) -> ChangedFuture<'_>;
+    /// Attaches anew to NICs that are back, and with `retry` also to those that have refused.
+    fn reattach(&mut self, retry: bool) -> ChangedFuture<'_>;
     /// What the path has told while news were waited for, and wasn't taken since.
     fn take_told(&mut self) -> Vec<Told>;
     /// What the kernel says about the NICs.
@@ -143,6 +145,10 @@ impl Kernel for Dataplane {
 
     fn changed(&mut self) -> ChangedFuture<'_> {
         Box::pin(Self::changed(self))
+    }
+
+    fn reattach(&mut self, retry: bool) -> ChangedFuture<'_> {
+        Box::pin(Self::reattach(self, retry))
     }
 
     fn take_told(&mut self) -> Vec<Told> {

@@ -193,6 +193,10 @@ impl Kernel for World {
         7
     }
 
+    fn reattach(&mut self, _retry: bool) -> ChangedFuture<'_> {
+        Box::pin(std::future::ready(()))
+    }
+
     fn changed(&mut self) -> ChangedFuture<'_> {
         Box::pin(async {
             self.news.notified().await;

@@ -75,6 +75,7 @@ pub(super) struct NextHops {
     asking: Asking,
     ask: Box<dyn FnMut(Neighbour) + Send>,
     is_doubtful: bool,
+    links_changed: bool,
 }
 
 /// A next hop in use.
@@ -118,6 +119,7 @@ impl NextHops {
             asking: Asking::new(),
             ask: Box::new(ask),
             is_doubtful: false,
+            links_changed: true,
         };
         next_hops.views = next_hops.look();
         next_hops
@@ -211,6 +213,7 @@ impl NextHops {
     fn apply_at(&mut self, news: News, now: Instant) -> Vec<(SessionId, u16)> {
         let touched = self.mirror.apply(news);
         self.is_doubtful |= touched.is_doubtful;
+        self.links_changed |= touched.links;
         let mut moved = BTreeMap::new();
         let mut refresh = BTreeSet::new();
         if touched.links {
@@ -298,6 +301,16 @@ impl NextHops {
     /// Whether the kernel may have changed more than it told since this was called the last time.
     pub(super) fn take_doubt(&mut self) -> bool {
         std::mem::take(&mut self.is_doubtful)
+    }
+
+    /// Whether links have changed since this was called the last time.
+    pub(super) fn take_links_changed(&mut self) -> bool {
+        std::mem::take(&mut self.links_changed)
+    }
+
+    /// Index of the link with this name, if there is one.
+    pub(super) fn link_named(&self, name: &str) -> Option<u32> {
+        self.mirror.link_named(name)
     }
 
     fn look(&self) -> Vec<[View; 2]> {

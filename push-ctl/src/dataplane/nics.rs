@@ -12,7 +12,7 @@ use super::{link, netlink};
 use anyhow::{Context, Result, anyhow};
 use aya::maps::PerCpuValues;
 use push_common::maps::{Counters, META, NicConfig, TICK_NS};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -80,6 +80,37 @@ impl Dataplane {
             self.settings.idle_after = idle_before;
         }
         result
+    }
+
+    /// Attaches anew to NICs that went and came back under their name, such as after their driver was
+    /// loaded again. With `retry`, also tries those again that refused.
+    pub async fn reattach(&mut self, retry: bool) {
+        let retry = retry && !self.not_reattached.is_empty();
+        if !self.next_hops.take_links_changed() && !retry {
+            return;
+        }
+        let came_back = |attached: &&Arc<Attached>| {
+            let link = self.next_hops.link_named(&attached.nic.name);
+            link.is_some_and(|index| index != attached.interface)
+        };
+        let nics = self.attached.iter().filter(came_back);
+        let nics: Vec<_> = nics.map(|attached| attached.nic.clone()).collect();
+        let mut refused = BTreeMap::new();
+        for nic in nics {
+            let name = nic.name.clone();
+            match self.replace(nic).await {
+                Ok(_opposite) => tracing::info!(nic = name, "back, and attached"),
+                Err(error) => {
+                    let why = format!("{name} is back, and can't be attached to: {error:#}");
+                    // Once for each reason, not each time that it is tried again.
+                    if self.not_reattached.get(&name) != Some(&why) {
+                        tracing::warn!("{why}; it is tried again");
+                    }
+                    refused.insert(name, why);
+                }
+            }
+        }
+        self.not_reattached = refused;
     }
 
     /// Addresses to which triggers are sent, of all NICs.

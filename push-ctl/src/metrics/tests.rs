@@ -7,6 +7,7 @@ use crate::controller::tests::{World, authorised};
 use crate::events::Bus;
 use crate::monitoring::Hints;
 use crate::reload::InForce;
+use crate::upgrade::Upgrade;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -49,6 +50,8 @@ async fn endpoint(world: &World) -> Endpoint {
         in_force: Arc::new(in_force),
         store,
         started: Instant::now(),
+        started_at: jiff::Timestamp::now(),
+        upgrade: Upgrade::of("push-ctl".into()),
         events: Bus::default(),
         monitoring: Hints::default(),
     };

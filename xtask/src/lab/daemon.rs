@@ -29,14 +29,9 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    pub(super) fn start(command: &mut Command, names: &Names) -> Result<Self> {
-        let log_path = names.log();
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(&log_path)
-            .with_context(|| format!("cannot open {}", log_path.display()))?;
-        let earlier = usize::try_from(log.metadata()?.len())?;
+    /// Starts a controller; it isn't ready yet.
+    pub(super) fn spawn(command: &mut Command, names: &Names) -> Result<Self> {
+        let log = open_log(names)?;
         let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -47,7 +42,14 @@ impl Daemon {
             .with_context(|| format!("cannot run `{}`", child::display(command)))?;
         // Dropped on an error below, which doesn't end it: taking down the lab does.
         fs::write(names.pid(), child.id().to_string())?;
-        let mut daemon = Self { child };
+        Ok(Self { child })
+    }
+
+    /// Starts a controller, and waits until it is ready.
+    pub(super) fn start(command: &mut Command, names: &Names) -> Result<Self> {
+        let log_path = names.log();
+        let earlier = usize::try_from(open_log(names)?.metadata()?.len())?;
+        let mut daemon = Self::spawn(command, names)?;
         let written = || {
             let log = fs::read(&log_path).unwrap_or_default();
             String::from_utf8_lossy(log.get(earlier..).unwrap_or_default()).into_owned()
@@ -89,6 +91,14 @@ impl Daemon {
         );
     }
 
+    /// Waits for this time, unless the controller ends before.
+    pub(super) fn run_for(&mut self, time: Duration) {
+        let begin = Instant::now();
+        while begin.elapsed() < time && matches!(self.child.try_wait(), Ok(None)) {
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
+
     pub(super) fn kill(mut self) -> Result<()> {
         self.child.kill().context("cannot kill the controller")?;
         self.child
@@ -96,6 +106,12 @@ impl Daemon {
             .context("cannot wait for the controller")?;
         Ok(())
     }
+}
+
+fn open_log(names: &Names) -> Result<File> {
+    let path = names.log();
+    let log = File::options().create(true).append(true).open(&path);
+    log.with_context(|| format!("cannot open {}", path.display()))
 }
 
 /// Ends every process of the lab: a controller that was started for it, and whatever runs in its

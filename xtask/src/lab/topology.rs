@@ -116,25 +116,7 @@ pub(super) fn build(names: &Names, options: &Options) -> Result<()> {
         .filter(|link| link.is_in(options))
         .collect();
     for link in &links {
-        let [outer, inner] = &link.ends;
-        let (outer_namespace, inner_namespace) =
-            (names.namespace(outer.party), names.namespace(inner.party));
-        child::output(
-            child::command("ip")
-                .args(["link", "add", outer.nic, "netns", &outer_namespace])
-                .args([
-                    "type",
-                    "veth",
-                    "peer",
-                    "name",
-                    inner.nic,
-                    "netns",
-                    &inner_namespace,
-                ]),
-        )?;
-        for end in &link.ends {
-            set_up(names, end)?;
-        }
+        plug(names, link)?;
     }
     for address in &options.device_addresses {
         ip(
@@ -143,26 +125,54 @@ pub(super) fn build(names: &Names, options: &Options) -> Result<()> {
             &["address", "add", address, "dev", "dev0", "nodad"],
         )?;
     }
-    // A trigger that the program hands to the kernel, to find the next hop, has a source address of
-    // the gateway's own.
-    sysctl(
-        names,
-        Party::Gateway,
-        &["ipv4/conf/gw-app/accept_local"],
-        "1",
-    )?;
     for party in parties() {
-        let gateways: &[&str] = match party {
-            Party::Application => &GATEWAY_OUTSIDE,
-            Party::Gateway => &[],
-            Party::Device => &GATEWAY_INSIDE,
-            Party::Meter => &[GATEWAY_METERS],
-        };
-        for gateway in gateways {
-            ip(names, party, &["route", "add", "default", "via", gateway])?;
-        }
+        route(names, party)?;
     }
     wait_until_usable(names, &links)
+}
+
+/// Makes a link, and everything that goes with it.
+fn plug(names: &Names, link: &Link) -> Result<()> {
+    let [outer, inner] = &link.ends;
+    let (outer_namespace, inner_namespace) =
+        (names.namespace(outer.party), names.namespace(inner.party));
+    child::output(
+        child::command("ip")
+            .args(["link", "add", outer.nic, "netns", &outer_namespace])
+            .args(["type", "veth", "peer", "name", inner.nic])
+            .args(["netns", &inner_namespace]),
+    )?;
+    for end in &link.ends {
+        set_up(names, end)?;
+    }
+    Ok(())
+}
+
+/// Removes the link with this NIC of the gateway, and makes it anew: another NIC with the same name.
+pub(super) fn replug(names: &Names, nic: &str) -> Result<()> {
+    let links = links();
+    let link = links
+        .iter()
+        .find(|link| link.ends[1].nic == nic)
+        .with_context(|| format!("the lab has no {nic}"))?;
+    ip(names, Party::Gateway, &["link", "delete", nic])?;
+    plug(names, link)?;
+    route(names, link.ends[0].party)?;
+    wait_until_usable(names, std::slice::from_ref(link))
+}
+
+/// The party's ways to others.
+fn route(names: &Names, party: Party) -> Result<()> {
+    let gateways: &[&str] = match party {
+        Party::Application => &GATEWAY_OUTSIDE,
+        Party::Gateway => &[],
+        Party::Device => &GATEWAY_INSIDE,
+        Party::Meter => &[GATEWAY_METERS],
+    };
+    for gateway in gateways {
+        ip(names, party, &["route", "add", "default", "via", gateway])?;
+    }
+    Ok(())
 }
 
 fn set_up(names: &Names, end: &End) -> Result<()> {
@@ -170,6 +180,11 @@ fn set_up(names: &Names, end: &End) -> Result<()> {
     // A packet sent from here would otherwise carry only part of its UDP checksum, trusting a NIC to
     // do the rest, and the program would update it as if it were the whole.
     ethtool(names, party, nic, "tx", "off")?;
+    if nic == "gw-app" {
+        // A trigger that the program hands to the kernel, to find the next hop, has a source address of
+        // the gateway's own.
+        sysctl(names, party, &["ipv4/conf/gw-app/accept_local"], "1")?;
+    }
     if party != Party::Gateway {
         // An XDP program can only send into a veth whose peer polls (NAPI), and GRO makes it poll.
         ethtool(names, party, nic, "gro", "on")?;

@@ -198,6 +198,14 @@ impl Mirror {
         touched
     }
 
+    /// Index of the link with this name.
+    pub(super) fn link_named(&self, name: &str) -> Option<u32> {
+        let mut links = self.links.iter();
+        links
+            .find(|(_, link)| link.name == name)
+            .map(|(&index, _)| index)
+    }
+
     /// What the devices of a realm see; with `has_router`, those that are behind a router there.
     pub(super) fn view(&self, realm: &Realm, has_router: bool) -> View {
         let found = self

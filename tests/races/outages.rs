@@ -1,0 +1,310 @@
+//! Triggers from socket to socket while the gateway goes through what gateways go through: it is upgraded,
+//! killed in the middle of whatever it does, and its links go away and come back.
+
+use super::{Course, LIMIT};
+use crate::story::{APP, DEVICE_PORT, PUSH_CTL, Story, device, server, wait_until};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use xtask::child;
+use xtask::lab::{GATEWAY_INSIDE, Lab, Options, Party};
+use xtask::traffic::{self, Load, Received, Sink};
+
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+#[test]
+fn no_trigger_is_lost_while_the_daemon_is_upgraded() {
+    upgrades("push-upgrade", Course::short(3), 5_000);
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_any_crash() {
+    crashes("push-crash", Course::short(4));
+}
+
+#[test]
+fn the_first_trigger_after_a_link_is_up_is_forwarded() {
+    links("push-link", Course::short(5));
+}
+
+#[test]
+fn a_nic_that_comes_back_has_the_program_again() {
+    replugs("push-replug", Course::short(2));
+}
+
+fn load(session: &traffic::Session, first_sequence: u64, triggers: u64) -> Load<'_> {
+    Load {
+        sessions: std::slice::from_ref(session),
+        first_sequence,
+        triggers,
+        payload_bytes: 40,
+        rate_per_s: Some(60_000),
+        forged: false,
+    }
+}
+
+fn nics(lab: &Lab) -> Vec<Value> {
+    let mut status = lab.push_ctl_json(&["status"]).unwrap();
+    let Value::Array(nics) = status["nics"].take() else {
+        panic!("no NICs");
+    };
+    nics
+}
+
+/// A course of so many upgrades, and at least `each` triggers meanwhile.
+pub(super) fn upgrades(prefix: &str, mut course: Course, each: u64) {
+    let story = Story::begin(prefix);
+    let lab = &story.lab;
+    let session = story.authorised(0, DEVICE_PORT);
+    let sink = Sink::start(device(lab, 0, DEVICE_PORT), &[session]).unwrap();
+    let (server, stop) = (server(lab, 0), AtomicBool::new(false));
+    let pid = lab.pid();
+    let sent = thread::scope(|scope| {
+        let generator = scope.spawn(|| load(&session, 1, u64::MAX).send(&server, &stop).unwrap());
+        let stop = StopAtEnd(&stop);
+        let mut before = nics(lab);
+        while let Some(count) = course.next(1) {
+            for _ in 0..count {
+                let delivered = sink.received().delivered;
+                let mut upgraded = lab.push_ctl_json(&["upgrade"]).unwrap();
+                let Value::Array(after) = upgraded["nics"].take() else {
+                    panic!("{upgraded}");
+                };
+                for (before, after) in before.iter().zip(&after) {
+                    assert_eq!(after["link_id"], before["link_id"], "another link");
+                    assert_ne!(after["program_id"], before["program_id"], "not replaced");
+                    assert_eq!(
+                        (&after["mode"], &after["adopted"]),
+                        (&"native".into(), &true.into())
+                    );
+                }
+                before = after;
+                assert!(
+                    sink.wait_for(delivered + each, LIMIT),
+                    "{:?}",
+                    sink.received()
+                );
+            }
+        }
+        drop(stop);
+        generator.join().unwrap().triggers
+    });
+    assert_eq!(lab.pid(), pid, "another process");
+    assert!(
+        sink.wait_for(sent, LIMIT),
+        "{:?} of {sent}",
+        sink.received()
+    );
+    assert_eq!(sink.finish().unwrap(), Received::just(sent));
+    course.finish(&format!(
+        "{sent} triggers, each delivered once: lost = 0, twice = 0, misrouted = 0; links kept"
+    ));
+}
+
+/// Has the generator stop even if the test fails.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A course of so many ends by `kill -9` while devices register, get sessions and are refreshed; every other time the
+/// daemon that comes after is killed, too, while it starts.
+pub(super) fn crashes(prefix: &str, mut course: Course) {
+    const DEVICES: u32 = 100;
+    const PREFIX: &str = "10.128.0.0/16";
+    let story = Story::begin(prefix);
+    let lab = &story.lab;
+    story.shell(
+        Party::Device,
+        &format!("ip route add local {PREFIX} dev lo"),
+    );
+    story.shell(
+        Party::Gateway,
+        &format!("ip route add {PREFIX} via 10.64.0.2"),
+    );
+    let session = story.authorised(0, DEVICE_PORT);
+    let sink = Sink::start(device(lab, 0, DEVICE_PORT), &[session]).unwrap();
+    let (server, stop) = (server(lab, 0), AtomicBool::new(false));
+    let (mut terminals, mut sessions) = (BTreeSet::new(), BTreeSet::new());
+    let mut round = 0_u64;
+    let sent = thread::scope(|scope| {
+        let load = Load {
+            rate_per_s: Some(20_000),
+            ..load(&session, 1, u64::MAX)
+        };
+        let (server, stop_here) = (&server, &stop);
+        let generator = scope.spawn(move || load.send(server, stop_here).unwrap());
+        let stop = StopAtEnd(&stop);
+        while let Some(count) = course.next(1) {
+            for _ in 0..count {
+                round += 1;
+                let from = format!("10.128.{}.0/24", round % 256);
+                let mut devices = lab.exec_in(Party::Device, PUSH_CTL);
+                devices
+                    .args([
+                        "-j",
+                        "emulate",
+                        "device",
+                        "--keep",
+                        "--for",
+                        "0s",
+                        "--at-once",
+                        "32",
+                    ])
+                    .args(["--gateway", &format!("{}:5683", GATEWAY_INSIDE[0])])
+                    .args(["--app", APP, "--endpoint", &format!("round-{round}")])
+                    .args(["--count", &DEVICES.to_string(), "--from", &from])
+                    .args(["--refreshes", "2"])
+                    .stdout(Stdio::piped());
+                let devices = devices.spawn().unwrap();
+                // Somewhere in the middle of it, and elsewhere each time.
+                thread::sleep(Duration::from_micros(round * 7_919 % 300_000));
+                lab.kill().unwrap();
+                if round.is_multiple_of(2) {
+                    lab.kill_while_starting(Duration::from_micros(round * 104_729 % 400_000))
+                        .unwrap();
+                }
+                let check = child::finish(
+                    lab.push_ctl(&["store", "check", "-c"])
+                        .arg(lab.config_path()),
+                );
+                let check = check.unwrap();
+                assert!(check.status.success(), "{}", child::said(&check));
+                assert!(nics_by_ip(lab).iter().all(|attached| *attached), "detached");
+                lab.start().unwrap();
+                let told = devices.wait_with_output().unwrap();
+                let told = String::from_utf8(told.stdout).unwrap();
+                let mut acknowledged = 0;
+                for line in told.lines() {
+                    let line: Value = serde_json::from_str(line).unwrap();
+                    let text = |key: &str| line[key].as_str().map(str::to_owned);
+                    if line["event"] == "registered" {
+                        terminals.extend(text("registration"));
+                        acknowledged += 1;
+                    }
+                    sessions.extend(text("session_id").filter(|_| line["event"] == "session"));
+                }
+                assert_eq!(acknowledged, DEVICES, "{told}");
+            }
+            let listed = |noun: &str, key: &str| -> BTreeSet<String> {
+                let all = lab
+                    .push_ctl_json(&[noun, "list", "--limit", "100000"])
+                    .unwrap();
+                let rows = all.as_array().unwrap().iter();
+                rows.map(|row| row[key].as_str().unwrap().to_owned())
+                    .collect()
+            };
+            let there = listed("terminal", "id");
+            assert!(
+                terminals.is_subset(&there),
+                "lost: {:?}",
+                terminals.difference(&there)
+            );
+            let there = listed("session", "id");
+            assert!(
+                sessions.is_subset(&there),
+                "lost: {:?}",
+                sessions.difference(&there)
+            );
+        }
+        drop(stop);
+        generator.join().unwrap().triggers
+    });
+    assert!(
+        sink.wait_for(sent, LIMIT),
+        "{:?} of {sent}",
+        sink.received()
+    );
+    assert_eq!(sink.finish().unwrap(), Received::just(sent));
+    course.finish(&format!(
+        "{sent} triggers, each delivered once; {} registrations and {} sessions that were acknowledged: lost = 0",
+        terminals.len(),
+        sessions.len()
+    ));
+}
+
+/// Whether each NIC of the gateway that has to have a program has one, says `ip`.
+fn nics_by_ip(lab: &Lab) -> [bool; 2] {
+    ["gw-app", "gw-dev"].map(|nic| {
+        let namespace = lab.namespace(Party::Gateway);
+        let mut ip = child::command("ip");
+        ip.args(["-n", &namespace, "-j", "-d", "link", "show", "dev", nic]);
+        let links: Value = serde_json::from_str(&child::output(&mut ip).unwrap()).unwrap();
+        links[0]["xdp"]["prog"].is_object()
+    })
+}
+
+/// A course of so many times that a link of the gateway goes down and up.
+pub(super) fn links(prefix: &str, mut course: Course) {
+    let story = Story::begin(prefix);
+    let lab = &story.lab;
+    let session = story.authorised(0, DEVICE_PORT);
+    let sink = Sink::start(device(lab, 0, DEVICE_PORT), &[session]).unwrap();
+    let server = server(lab, 0);
+    let mut sent = 0;
+    while let Some(count) = course.next(1) {
+        for _ in 0..count {
+            let nic = ["gw-app", "gw-dev"][sent as usize % 2];
+            story.shell(
+                Party::Gateway,
+                &format!("ip link set {nic} down; ip link set {nic} up"),
+            );
+            // The kernel's own way back for what it is asked, not ours.
+            wait_until("the link is up", || {
+                story
+                    .shell(
+                        Party::Gateway,
+                        &format!("cat /sys/class/net/{nic}/operstate"),
+                    )
+                    .trim()
+                    == "up"
+            });
+            load(&session, 1 + sent, 1).send(&server, &NEVER).unwrap();
+            sent += 1;
+            assert!(
+                sink.wait_for(sent, LIMIT),
+                "the first trigger after {nic} is up again"
+            );
+        }
+    }
+    assert_eq!(sink.finish().unwrap(), Received::just(sent));
+    course.finish("the first trigger each time was forwarded: lost = 0");
+}
+
+/// A course of so many times that a NIC is removed, and another one gets its name.
+pub(super) fn replugs(prefix: &str, mut course: Course) {
+    let options = Options::new(prefix, Path::new(PUSH_CTL));
+    let story = Story::with(&options);
+    let lab = &story.lab;
+    let session = story.authorised(0, DEVICE_PORT);
+    let (mut sent, mut longest) = (0, Duration::ZERO);
+    while let Some(count) = course.next(1) {
+        for _ in 0..count {
+            let nic = ["gw-app", "gw-dev"][sent as usize % 2];
+            lab.replug(nic).unwrap();
+            let back = Instant::now();
+            wait_until("the program is back", || nics_by_ip(lab) == [true; 2]);
+            longest = longest.max(back.elapsed());
+            wait_until("the daemon says so", || {
+                nics(lab).iter().all(|nic| nic["mode"] == "native")
+            });
+            let sink = Sink::start(device(lab, 0, DEVICE_PORT), &[session]).unwrap();
+            let server = server(lab, 0);
+            sent += 1;
+            load(&session, sent, 1).send(&server, &NEVER).unwrap();
+            assert!(sink.wait_for(1, LIMIT), "{nic}");
+            assert_eq!(sink.finish().unwrap(), Received::just(1));
+        }
+    }
+    course.finish(&format!(
+        "attached again each time, at most {} ms after the link could be used",
+        longest.as_millis()
+    ));
+}
