@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{bpf_loop, bpf_xdp_adjust_head, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
 use core::ffi::c_void;
 use push_common::checksum::Delta;
-use push_common::tag::{Mac, TagKey};
+use push_common::tag::Mac;
 use zerocopy::{FromBytes, IntoBytes, Unaligned};
 
 /// A frame in the driver's receive buffer. What is beyond the first buffer of several is not seen.
@@ -88,13 +88,12 @@ pub(crate) fn absorb_payload(frame: Frame<'_>, mac: Mac, offset: usize, length: 
     let mut rest = Words {
         frame,
         offset,
-        mac,
-        sum: Delta::ZERO,
+        into: mac,
     };
     rest.each(absorb_word, length);
     let word = rest.last(length);
-    rest.mac.absorb_end_of_word(word, length % 8);
-    rest.mac
+    rest.into.absorb_end_of_word(word, length % 8);
+    rest.into
 }
 
 /// The sum, for a checksum, of `length` bytes that start at `offset`, which is at least 8.
@@ -103,30 +102,28 @@ pub(crate) fn sum(frame: Frame<'_>, offset: usize, length: usize) -> Delta {
     let mut rest = Words {
         frame,
         offset,
-        mac: Mac::new(TagKey::default()),
-        sum: Delta::ZERO,
+        into: Delta::ZERO,
     };
     rest.each(add_word, length);
     match length % 8 {
-        0 => rest.sum,
+        0 => rest.into,
         odd => rest
-            .sum
+            .into
             .add_u64(rest.last(length) >> 64_usize.wrapping_sub(odd.wrapping_mul(8))),
     }
 }
 
-/// Bytes of a frame, word by word.
-struct Words<'a> {
+/// Bytes of a frame, word by word, and what they go into.
+struct Words<'a, I> {
     frame: Frame<'a>,
     offset: usize,
-    mac: Mac,
-    sum: Delta,
+    into: I,
 }
 
-impl Words<'_> {
+impl<I> Words<'_, I> {
     /// Calls `body` for all whole words of `length` bytes.
     #[inline(always)]
-    fn each(&mut self, body: extern "C" fn(u32, &mut Words<'_>) -> i64, length: usize) {
+    fn each(&mut self, body: extern "C" fn(u32, &mut Words<'_, I>) -> i64, length: usize) {
         let words = (length / 8) as u32;
         // SAFETY: the kernel calls `body` with the number of a round, and `self`, on this stack.
         unsafe {
@@ -153,19 +150,19 @@ impl Words<'_> {
 }
 
 /// Absorbs word number `round`; 1 ends the loop.
-extern "C" fn absorb_word(round: u32, rest: &mut Words<'_>) -> i64 {
+extern "C" fn absorb_word(round: u32, rest: &mut Words<'_, Mac>) -> i64 {
     let Some(word) = rest.word(round) else {
         return 1;
     };
-    rest.mac.absorb_word(word);
+    rest.into.absorb_word(word);
     0
 }
 
 /// Adds word number `round`; 1 ends the loop.
-extern "C" fn add_word(round: u32, rest: &mut Words<'_>) -> i64 {
+extern "C" fn add_word(round: u32, rest: &mut Words<'_, Delta>) -> i64 {
     let Some(word) = rest.word(round) else {
         return 1;
     };
-    rest.sum = rest.sum.add_u64(word);
+    rest.into = rest.into.add_u64(word);
     0
 }

@@ -69,13 +69,16 @@ pub(crate) fn hand_out(context: &XdpContext, verdict: Verdict, session: u64) {
         if captured > SNAP_BYTES as u64 {
             captured = SNAP_BYTES as u64;
         }
+        // From 1 on, as the helper wants it; verifiers before 6.8 learn that from arithmetic, not from a comparison
+        // with 0. Of a frame without bytes too many are asked for, and none are had.
+        captured = (captured.wrapping_sub(1) & (SNAP_BYTES as u64 - 1)).wrapping_add(1);
         (*capture).time_ns = now_ns;
         (*capture).session = session;
         (*capture).length = length as u32;
         (*capture).verdict = verdict as u32;
         (*capture).nic = nic_config().index;
-        let failed = captured == 0
-            || bpf_xdp_load_bytes(xdp, 0, (&raw mut (*capture).frame).cast(), captured as u32) != 0;
+        let frame = (&raw mut (*capture).frame).cast();
+        let failed = bpf_xdp_load_bytes(xdp, 0, frame, captured as u32) != 0;
         (*capture).captured = if failed { 0 } else { captured as u32 };
     }
     entry.submit(0);
