@@ -19,6 +19,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod transfer;
 
 pub use socket::{Socket, SocketError};
 
@@ -262,6 +263,9 @@ fn router(controller: Controller, daemon: Daemon, stopping: watch::Receiver<bool
         .layer(middleware::from_fn(|request, next| {
             in_time(REQUEST_TIMEOUT, request, next)
         }))
+        // As much, and for as long, as there are sessions.
+        .route("/v1/sessions/export", get(transfer::export))
+        .route("/v1/sessions/import", post(transfer::import))
         .layer(audited)
         .with_state(operator)
 }

@@ -14,6 +14,7 @@ mod nics;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub(crate) use image::Displaced;
 pub use image::Places;
 pub use kernel::{ChangedFuture, Kernel, NicFuture, NicsFuture, ReconfiguredFuture};
 
@@ -77,8 +78,19 @@ pub struct View<'a> {
     pub kernel: &'a dyn Kernel,
     /// The time.
     pub now: UnixTime,
-    /// What the operator should know, one sentence each.
-    pub warnings: Vec<String>,
+    owner: &'a dyn Warns,
+}
+
+impl View<'_> {
+    /// What the operator should know, one sentence each. It takes a look at the machine.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.owner.warnings()
+    }
+}
+
+trait Warns {
+    fn warnings(&self) -> Vec<String>;
 }
 
 /// Asks the controller.
@@ -424,29 +436,11 @@ impl<S: Store, K: Kernel> Owner<S, K> {
     }
 
     fn view(&self, now: UnixTime) -> View<'_> {
-        let mut warnings = self.kernel.warnings();
-        if self.notices_lost > 0 {
-            warnings.push(format!(
-                "{} messages to devices were not sent, as too many were waiting.",
-                self.notices_lost
-            ));
-        }
-        let policies = self.policies_not_in_kernel.values();
-        warnings.extend(policies.map(|why| format!("{why}. It is tried again.")));
-        if let Some((id, why)) = self.not_in_kernel.first_key_value() {
-            let count = match self.not_in_kernel.len() {
-                1 => "1 authorised session is".to_owned(),
-                many => format!("{many} authorised sessions are"),
-            };
-            warnings.push(format!(
-                "{count} not in the data plane; of {id}: {why}. The log has them all."
-            ));
-        }
         View {
             sessions: &self.sessions,
             kernel: &self.kernel,
             now,
-            warnings,
+            owner: self,
         }
     }
 
@@ -561,5 +555,29 @@ impl<S: Store, K: Kernel> Owner<S, K> {
                 Err(displaced.to_string())
             }
         }
+    }
+}
+
+impl<S: Store, K: Kernel> Warns for Owner<S, K> {
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.kernel.warnings();
+        if self.notices_lost > 0 {
+            warnings.push(format!(
+                "{} messages to devices were not sent, as too many were waiting.",
+                self.notices_lost
+            ));
+        }
+        let policies = self.policies_not_in_kernel.values();
+        warnings.extend(policies.map(|why| format!("{why}. It is tried again.")));
+        if let Some((id, why)) = self.not_in_kernel.first_key_value() {
+            let count = match self.not_in_kernel.len() {
+                1 => "1 authorised session is".to_owned(),
+                many => format!("{many} authorised sessions are"),
+            };
+            warnings.push(format!(
+                "{count} not in the data plane; of {id}: {why}. The log has them all."
+            ));
+        }
+        warnings
     }
 }

@@ -6,6 +6,7 @@ mod nics;
 mod reload;
 mod servers;
 mod trace;
+mod transfer;
 
 pub use activity::{Activity, BusyApp, BusySession};
 pub use nics::{AttachNic, NicAttached, NicDetached, NicListed};
@@ -15,6 +16,7 @@ pub use servers::{
     KeysRotated, MonitorStatus, QuotaChange, QuotaStatus, RotateKeys,
 };
 pub use trace::{CapturedPacket, PacketLine, Trace, TraceStep, TraceVerdict};
+pub use transfer::{ExportQuery, ImportQuery, SessionsImported};
 
 use crate::config::Role;
 use push_common::wire::SessionId;

@@ -91,7 +91,7 @@ impl Snapshot {
                     events_lost: view.kernel.events_lost(),
                     notices_waiting: 0,
                     notices: NoticeCounts::default(),
-                    warnings: view.warnings.len(),
+                    warnings: view.warnings().len(),
                     store_bytes: 0,
                     store_is_writable: false,
                     audit_is_written: true,

@@ -192,3 +192,12 @@ pub struct Counts {
     /// Authorised.
     pub authorised: u32,
 }
+
+/// Who is in a realm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Population {
+    /// Terminals that are known.
+    pub terminals: usize,
+    /// Their sessions that aren't over.
+    pub sessions: usize,
+}

@@ -49,6 +49,7 @@ pub(super) fn session(session: &Session) -> Value {
         instance,
         port,
         tunnel,
+        window: _,
         state,
     } = session;
     let state = match state {
