@@ -274,6 +274,11 @@ impl From<OperatorRefusal> for Problem {
     fn from(refusal: OperatorRefusal) -> Self {
         let (status, kind, title) = match refusal {
             OperatorRefusal::AppExists => (StatusCode::CONFLICT, "app-exists", "The name is taken"),
+            OperatorRefusal::AppEnding => (
+                StatusCode::CONFLICT,
+                "app-ending",
+                "The name is not free yet",
+            ),
             OperatorRefusal::UnknownApp => {
                 (StatusCode::NOT_FOUND, "unknown-app", "No such application")
             }

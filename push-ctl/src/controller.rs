@@ -13,10 +13,12 @@ mod kernel;
 mod nics;
 #[cfg(test)]
 pub(crate) mod tests;
+mod turns;
 
 pub(crate) use image::Displaced;
 pub use image::Places;
 pub use kernel::{ChangedFuture, Kernel, NicFuture, NicsFuture, ReconfiguredFuture};
+pub use turns::Turns;
 
 use crate::dataplane::{Nic, NicRefusal, NicStatus, Reconfiguration};
 use crate::events::{Bus, Event, What};
@@ -78,6 +80,8 @@ pub struct View<'a> {
     pub kernel: &'a dyn Kernel,
     /// The time.
     pub now: UnixTime,
+    /// How long it was busy at a time.
+    pub turns: Turns,
     owner: &'a dyn Warns,
 }
 
@@ -252,6 +256,7 @@ pub fn start(
         next_slot: 0,
         renewals_asked: BTreeSet::new(),
         notices_lost: 0,
+        turns: Turns::default(),
     };
     owner.reconcile()?;
     let (requests, queue) = mpsc::channel(QUEUE_LEN);
@@ -293,6 +298,7 @@ struct Owner<S, K> {
     renewals_asked: BTreeSet<SessionId>,
     /// Notices that there was no room for.
     notices_lost: u64,
+    turns: Turns,
 }
 
 impl<S: Store, K: Kernel> Owner<S, K> {
@@ -319,7 +325,10 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         self.update_kernel(changes.policies, changes.kernel, now);
         self.kernel.settled();
         self.tell(changes.notices, changes.news, now);
-        let (terminals, apps) = (self.sessions.terminals().len(), self.sessions.apps().len());
+        let (terminals, apps) = (
+            self.sessions.terminals().len(),
+            self.sessions.apps().count(),
+        );
         info!(
             terminals,
             apps, kept, added, removed, "sessions in the data plane are those of the store"
@@ -337,7 +346,9 @@ impl<S: Store, K: Kernel> Owner<S, K> {
                     if let Ok(0) = received {
                         return Ok(());
                     }
+                    let begun = Instant::now();
                     self.turn(&mut requests).await?;
+                    self.turns.add(begun.elapsed());
                 }
                 () = self.kernel.changed() => {
                     let at = self.clock.now();
@@ -440,6 +451,7 @@ impl<S: Store, K: Kernel> Owner<S, K> {
             sessions: &self.sessions,
             kernel: &self.kernel,
             now,
+            turns: self.turns,
             owner: self,
         }
     }

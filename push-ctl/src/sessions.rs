@@ -147,6 +147,8 @@ pub struct Sessions {
     /// How many are in each realm, and outside of all; none where there is nobody.
     populations: BTreeMap<Option<RealmName>, Population>,
     slots: Slots,
+    /// Applications all of whose sessions are to end.
+    endings: BTreeSet<AppName>,
     /// When each terminal leaves its state, and each session its own, unless something happens before.
     deadlines: BTreeSet<(UnixTime, Due)>,
     attempts: Attempts,
@@ -155,11 +157,11 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Lets time pass: expires registrations and tokens, and forgets what has been over for a while; at
+    /// Lets time pass: goes on ending the sessions of applications, expires registrations and tokens, and forgets what has been over for a while; at
     /// most `limit` of that, so that one call doesn't take for ever. [`Sessions::next_deadline`] says
     /// whether there is more.
     pub fn expire(&mut self, now: UnixTime, limit: usize) {
-        for _ in 0..limit {
+        for _ in self.end_some(now, limit)..limit {
             let Some(&(at, due)) = self.deadlines.first() else {
                 return;
             };
@@ -184,7 +186,11 @@ impl Sessions {
     /// When [`Sessions::expire`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<UnixTime> {
-        self.deadlines.first().map(|&(at, _)| at)
+        if self.endings.is_empty() {
+            self.deadlines.first().map(|&(at, _)| at)
+        } else {
+            Some(UnixTime::from_millis(0))
+        }
     }
 
     /// What has changed since this was last called.

@@ -36,7 +36,7 @@ pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
                 path: seen.store.clone(),
                 terminals: view.sessions.terminals().len(),
                 sessions: view.sessions.session_count(),
-                apps: view.sessions.apps().len(),
+                apps: view.sessions.apps().count(),
             },
             sessions: SessionCounts {
                 requested: counts.requested,

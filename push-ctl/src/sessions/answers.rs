@@ -103,6 +103,9 @@ pub enum OperatorRefusal {
     /// There is an application of this name.
     #[error("there is an application of this name already")]
     AppExists,
+    /// An application of this name was removed, and has sessions yet.
+    #[error("the last sessions of an application of this name are ending; try again in a moment")]
+    AppEnding,
     /// No application has this name.
     #[error("no application has this name")]
     UnknownApp,

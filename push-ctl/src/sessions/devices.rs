@@ -145,7 +145,14 @@ impl Sessions {
             .filter(|(other, _)| *other == app)
             .count();
         let of = self.apps.get(&app).ok_or(DeviceRefusal::UnknownApp)?;
-        if let Availability::Failed { .. } = of.record.availability {
+        if of.record.removed {
+            return Err(DeviceRefusal::UnknownApp);
+        }
+        let has_failed = match of.record.availability {
+            Availability::Available => false,
+            Availability::Failed { .. } => true,
+        };
+        if has_failed || self.endings.contains(&app) {
             return Err(DeviceRefusal::AppUnavailable);
         }
         let quotas = of.record.quotas;

@@ -107,17 +107,17 @@ impl Sessions {
         self.slots.held()
     }
 
-    /// The application of this name.
+    /// The application of this name, also if it is removed but has sessions yet.
     #[must_use]
     pub fn app(&self, name: &AppName) -> Option<&App> {
         self.apps.get(name).map(|entry| &entry.record)
     }
 
-    /// The application of this name, and how many of its sessions aren't over.
+    /// The application of this name, and how many of its sessions aren't over; `None` if it is removed.
     #[must_use]
     pub fn app_with_sessions(&self, name: &AppName) -> Option<(&App, usize)> {
         let entry = self.apps.get(name)?;
-        Some((&entry.record, entry.sessions.len()))
+        (!entry.record.removed).then(|| (&entry.record, entry.sessions.len()))
     }
 
     /// The application that this credential is of, and the credential, if it is accepted.
@@ -159,10 +159,11 @@ impl Sessions {
         self.app(self.policies.get(&slot)?)
     }
 
-    /// All applications by name, each with how many of its sessions aren't over.
-    pub fn apps(&self) -> impl ExactSizeIterator<Item = (&App, usize)> {
+    /// All applications by name, each with how many of its sessions aren't over; not those that are removed.
+    pub fn apps(&self) -> impl Iterator<Item = (&App, usize)> {
         self.apps
             .values()
+            .filter(|entry| !entry.record.removed)
             .map(|entry| (&entry.record, entry.sessions.len()))
     }
 

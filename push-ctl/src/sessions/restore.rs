@@ -1,7 +1,7 @@
 //! From what a store had in it to what there is.
 
 use super::attempts::Attempts;
-use super::records::{OperativeState, RegistrationId, SessionState, Terminal};
+use super::records::{Availability, OperativeState, RegistrationId, SessionState, Terminal};
 use super::slots::{BeyondTable, Slots};
 use super::{AppEntry, Changes, Counts, Due, Image, Limits, Sessions, TerminalEntry, deadline};
 use push_common::wire::SessionId;
@@ -49,6 +49,7 @@ impl Sessions {
             addresses: BTreeMap::new(),
             populations: BTreeMap::new(),
             slots,
+            endings: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             attempts: Attempts::default(),
             counts: Counts::default(),
@@ -66,6 +67,14 @@ impl Sessions {
                     "applications {other} and {} have the same policy slot",
                     record.name
                 )));
+            }
+            // It may not have come to an end.
+            let is_ending = match record.availability {
+                Availability::Available => record.removed,
+                Availability::Failed { .. } => true,
+            };
+            if is_ending {
+                sessions.endings.insert(record.name.clone());
             }
             for credential in &record.credentials {
                 let name = record.name.clone();

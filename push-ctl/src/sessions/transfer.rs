@@ -1,8 +1,8 @@
 //! Terminals with their sessions, taken up from another gateway or from a copy: as at a start, but among others.
 
 use super::records::{
-    AppName, EndpointName, InstanceName, OperativeState, RegistrationId, Session, SessionState,
-    Terminal, UnixTime,
+    AppName, Availability, EndpointName, InstanceName, OperativeState, RegistrationId, Session,
+    SessionState, Terminal, UnixTime,
 };
 use super::{Sessions, remaining};
 use push_common::wire::SessionId;
@@ -51,6 +51,11 @@ pub enum Misfit {
     /// A session is of an application that isn't known.
     #[error("there is no application {0}: `push-ctl app add {0}`, or export with --app")]
     UnknownApp(AppName),
+    /// The server of the application is out of service, which ends its sessions.
+    #[error(
+        "the server of application {0} is out of service: import when it is back, `push-ctl app show {0}` tells"
+    )]
+    AppFails(AppName),
     /// A session is beyond the end of the table.
     #[error("session {id} takes {} slots, of which there are {slots}: raise sessions.slots and start anew", u64::from(id.slot()) + 1)]
     BeyondTable {
@@ -287,8 +292,16 @@ impl Sessions {
         {
             return Ok(Standing::Expired);
         }
-        if !self.apps.contains_key(&session.app) {
+        let app = self.apps.get(&session.app);
+        let Some(app) = app.filter(|entry| !entry.record.removed) else {
             return Err(Misfit::UnknownApp(session.app.clone()));
+        };
+        let has_failed = match app.record.availability {
+            Availability::Available => self.endings.contains(&session.app),
+            Availability::Failed { .. } => true,
+        };
+        if has_failed {
+            return Err(Misfit::AppFails(session.app.clone()));
         }
         let slots = self.limits.slots;
         if id.slot() >= slots {

@@ -157,6 +157,7 @@ fn everything() -> Image {
                     since: at,
                     cause: AppFailure::Announced,
                 },
+                removed: true,
             },
             App {
                 name: "mail".parse().unwrap(),
@@ -170,6 +171,7 @@ fn everything() -> Image {
                 quotas: Quotas::default(),
                 monitor: None,
                 availability: Availability::Available,
+                removed: false,
             },
         ],
     }

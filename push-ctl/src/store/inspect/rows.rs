@@ -100,6 +100,7 @@ pub(super) fn app(app: &App) -> Value {
         quotas,
         monitor,
         availability,
+        removed,
     } = app;
     let Quotas {
         sessions,
@@ -126,6 +127,7 @@ pub(super) fn app(app: &App) -> Value {
         },
         "monitor": monitor.as_ref().map(self::monitor),
         "availability": availability,
+        "removed": removed,
     })
 }
 
