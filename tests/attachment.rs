@@ -20,6 +20,7 @@ fn session(slot: u32) -> SessionImage {
         token_generation: 0,
         key: TagKey::from_bytes([slot as u8; 16]),
         previous_key: None,
+        window: [0; 4],
         expires_in: Duration::from_secs(3600),
     }
 }

@@ -87,6 +87,7 @@ impl Session {
             token_generation: 7,
             key: TagKey::from_bytes([slot as u8; 16]),
             previous_key: None,
+            window: [0; 4],
             expires_in: Duration::from_secs(3600),
         };
         Self {

@@ -11,6 +11,7 @@
 //! | [`reload`] | that the configuration is read anew, all of it or nothing |
 //! | [`watched`] | what is handed out of packets that name a session that is watched |
 //! | [`trace`] | what is said would become of a trigger, and does |
+//! | [`transfer`] | that sessions go on elsewhere, and no trigger is accepted again there |
 //! | [`races`] | that two CPUs, restarts and changes at any moment make no difference |
 //! | [`model`] | that the program does what a second path, written from the documents, does |
 //! | [`judged`] | what tshark, scapy and the kernel's own stack say of what it sends |
@@ -55,6 +56,7 @@ mod reload;
 mod service;
 mod story;
 mod trace;
+mod transfer;
 mod verdicts;
 mod watched;
 mod watching;

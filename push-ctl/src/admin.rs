@@ -19,6 +19,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod transfer;
 mod upgrade;
 
 pub use socket::{Socket, SocketError};
@@ -269,6 +270,9 @@ fn router(controller: Controller, daemon: Daemon, stopping: watch::Receiver<bool
         .layer(middleware::from_fn(|request, next| {
             in_time(REQUEST_TIMEOUT, request, next)
         }))
+        // As much, and for as long, as there are sessions.
+        .route("/v1/sessions/export", get(transfer::export))
+        .route("/v1/sessions/import", post(transfer::import))
         .layer(audited)
         .with_state(operator)
 }
@@ -277,6 +281,11 @@ impl From<OperatorRefusal> for Problem {
     fn from(refusal: OperatorRefusal) -> Self {
         let (status, kind, title) = match refusal {
             OperatorRefusal::AppExists => (StatusCode::CONFLICT, "app-exists", "The name is taken"),
+            OperatorRefusal::AppEnding => (
+                StatusCode::CONFLICT,
+                "app-ending",
+                "The name is not free yet",
+            ),
             OperatorRefusal::UnknownApp => {
                 (StatusCode::NOT_FOUND, "unknown-app", "No such application")
             }

@@ -13,9 +13,12 @@ mod kernel;
 mod nics;
 #[cfg(test)]
 pub(crate) mod tests;
+mod turns;
 
+pub(crate) use image::Displaced;
 pub use image::Places;
 pub use kernel::{ChangedFuture, Kernel, NicFuture, NicsFuture, ReconfiguredFuture};
+pub use turns::Turns;
 
 use crate::dataplane::{Nic, NicRefusal, NicStatus, Reconfiguration};
 use crate::events::{Bus, Event, What};
@@ -77,8 +80,21 @@ pub struct View<'a> {
     pub kernel: &'a dyn Kernel,
     /// The time.
     pub now: UnixTime,
-    /// What the operator should know, one sentence each.
-    pub warnings: Vec<String>,
+    /// How long it was busy at a time.
+    pub turns: Turns,
+    owner: &'a dyn Warns,
+}
+
+impl View<'_> {
+    /// What the operator should know, one sentence each. It takes a look at the machine.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.owner.warnings()
+    }
+}
+
+trait Warns {
+    fn warnings(&self) -> Vec<String>;
 }
 
 /// Asks the controller.
@@ -240,6 +256,7 @@ pub fn start(
         next_slot: 0,
         renewals_asked: BTreeSet::new(),
         notices_lost: 0,
+        turns: Turns::default(),
     };
     owner.reconcile()?;
     let (requests, queue) = mpsc::channel(QUEUE_LEN);
@@ -281,6 +298,7 @@ struct Owner<S, K> {
     renewals_asked: BTreeSet<SessionId>,
     /// Notices that there was no room for.
     notices_lost: u64,
+    turns: Turns,
 }
 
 impl<S: Store, K: Kernel> Owner<S, K> {
@@ -307,7 +325,10 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         self.update_kernel(changes.policies, changes.kernel, now);
         self.kernel.settled();
         self.tell(changes.notices, changes.news, now);
-        let (terminals, apps) = (self.sessions.terminals().len(), self.sessions.apps().len());
+        let (terminals, apps) = (
+            self.sessions.terminals().len(),
+            self.sessions.apps().count(),
+        );
         info!(
             terminals,
             apps, kept, added, removed, "sessions in the data plane are those of the store"
@@ -325,7 +346,9 @@ impl<S: Store, K: Kernel> Owner<S, K> {
                     if let Ok(0) = received {
                         return Ok(());
                     }
+                    let begun = Instant::now();
                     self.turn(&mut requests).await?;
+                    self.turns.add(begun.elapsed());
                 }
                 () = self.kernel.changed() => {
                     self.kernel.reattach(false).await;
@@ -426,29 +449,12 @@ impl<S: Store, K: Kernel> Owner<S, K> {
     }
 
     fn view(&self, now: UnixTime) -> View<'_> {
-        let mut warnings = self.kernel.warnings();
-        if self.notices_lost > 0 {
-            warnings.push(format!(
-                "{} messages to devices were not sent, as too many were waiting.",
-                self.notices_lost
-            ));
-        }
-        let policies = self.policies_not_in_kernel.values();
-        warnings.extend(policies.map(|why| format!("{why}. It is tried again.")));
-        if let Some((id, why)) = self.not_in_kernel.first_key_value() {
-            let count = match self.not_in_kernel.len() {
-                1 => "1 authorised session is".to_owned(),
-                many => format!("{many} authorised sessions are"),
-            };
-            warnings.push(format!(
-                "{count} not in the data plane; of {id}: {why}. The log has them all."
-            ));
-        }
         View {
             sessions: &self.sessions,
             kernel: &self.kernel,
             now,
-            warnings,
+            turns: self.turns,
+            owner: self,
         }
     }
 
@@ -563,5 +569,29 @@ impl<S: Store, K: Kernel> Owner<S, K> {
                 Err(displaced.to_string())
             }
         }
+    }
+}
+
+impl<S: Store, K: Kernel> Warns for Owner<S, K> {
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.kernel.warnings();
+        if self.notices_lost > 0 {
+            warnings.push(format!(
+                "{} messages to devices were not sent, as too many were waiting.",
+                self.notices_lost
+            ));
+        }
+        let policies = self.policies_not_in_kernel.values();
+        warnings.extend(policies.map(|why| format!("{why}. It is tried again.")));
+        if let Some((id, why)) = self.not_in_kernel.first_key_value() {
+            let count = match self.not_in_kernel.len() {
+                1 => "1 authorised session is".to_owned(),
+                many => format!("{many} authorised sessions are"),
+            };
+            warnings.push(format!(
+                "{count} not in the data plane; of {id}: {why}. The log has them all."
+            ));
+        }
+        warnings
     }
 }

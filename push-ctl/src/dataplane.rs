@@ -49,6 +49,7 @@ use push_common::maps::{
     COUNTERS, Counters, EGRESSES, LAYOUT_VERSION, META, Meta, NEXT_HOPS, NicConfig, PREVIOUS_KEYS,
     PreviousKey, ROUND_TRIP_CLASSES, SESSIONS, STAGED, SessionControl,
 };
+use push_common::replay::WORDS;
 use push_common::verdict::Verdict;
 use push_common::wire::SessionId;
 use std::collections::BTreeMap;
@@ -372,6 +373,12 @@ impl Dataplane {
     #[must_use]
     pub fn traffic(&self, slots: Range<u32>) -> Vec<Option<SessionTraffic>> {
         slots.map(|slot| self.sessions.traffic(slot)).collect()
+    }
+
+    /// The replay window of a session; `None` if it isn't there.
+    #[must_use]
+    pub fn window(&self, id: SessionId) -> Option<[u64; WORDS]> {
+        self.sessions.window(id)
     }
 
     /// About the highest sequence number that was accepted for a session, at most 127 below it; `None` if

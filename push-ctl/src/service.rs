@@ -72,7 +72,7 @@ fn status(view: &View<'_>) -> String {
         "{} authorised and {} requested sessions",
         counts.authorised, counts.requested
     );
-    match view.warnings.len() {
+    match view.warnings().len() {
         0 => sessions,
         1 => format!("{sessions}; 1 warning, see push-ctl status"),
         many => format!("{sessions}; {many} warnings, see push-ctl status"),

@@ -31,15 +31,17 @@ mod restore;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 pub use answers::{
-    Authorisation, Counts, DeviceRefusal, Grant, OperatorRefusal, Registration, SessionRequest,
-    ValidationRefusal,
+    Authorisation, Counts, DeviceRefusal, Grant, OperatorRefusal, Population, Registration,
+    SessionRequest, ValidationRefusal,
 };
 pub use news::News;
 pub use notices::{Notice, NoticeKind};
 pub use queries::Authorised;
 pub use restore::RestoreError;
+pub use transfer::{Fit, Misfit, Moved};
 
 use attempts::Attempts;
 use push_common::wire::SessionId;
@@ -48,6 +50,7 @@ use records::{
     RealmName, RegistrationId, Session, SessionState, Terminal, UnixTime,
 };
 use slots::Slots;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
@@ -131,16 +134,21 @@ enum Due {
 /// All terminals, sessions and applications.
 pub struct Sessions {
     limits: Limits,
-    terminals: HashMap<RegistrationId, TerminalEntry>,
-    endpoints: HashMap<EndpointName, RegistrationId>,
+    // Trees, for all that there may be a million of: a table that has to grow does so at once.
+    terminals: BTreeMap<RegistrationId, TerminalEntry>,
+    endpoints: BTreeMap<EndpointName, RegistrationId>,
     apps: BTreeMap<AppName, AppEntry>,
     /// Whose policy is in which slot.
     policies: BTreeMap<NonZeroU16, AppName>,
     /// Whose each credential is.
     credentials: HashMap<CredentialId, AppName>,
     /// Who is where: terminals in the first operative state.
-    addresses: HashMap<(Option<RealmName>, IpAddr), RegistrationId>,
+    addresses: BTreeMap<(Option<RealmName>, IpAddr), RegistrationId>,
+    /// How many are in each realm, and outside of all; none where there is nobody.
+    populations: BTreeMap<Option<RealmName>, Population>,
     slots: Slots,
+    /// Applications all of whose sessions are to end.
+    endings: BTreeSet<AppName>,
     /// When each terminal leaves its state, and each session its own, unless something happens before.
     deadlines: BTreeSet<(UnixTime, Due)>,
     attempts: Attempts,
@@ -149,11 +157,11 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Lets time pass: expires registrations and tokens, and forgets what has been over for a while; at
+    /// Lets time pass: goes on ending the sessions of applications, expires registrations and tokens, and forgets what has been over for a while; at
     /// most `limit` of that, so that one call doesn't take for ever. [`Sessions::next_deadline`] says
     /// whether there is more.
     pub fn expire(&mut self, now: UnixTime, limit: usize) {
-        for _ in 0..limit {
+        for _ in self.end_some(now, limit)..limit {
             let Some(&(at, due)) = self.deadlines.first() else {
                 return;
             };
@@ -178,7 +186,11 @@ impl Sessions {
     /// When [`Sessions::expire`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<UnixTime> {
-        self.deadlines.first().map(|&(at, _)| at)
+        if self.endings.is_empty() {
+            self.deadlines.first().map(|&(at, _)| at)
+        } else {
+            Some(UnixTime::from_millis(0))
+        }
     }
 
     /// What has changed since this was last called.
@@ -276,6 +288,7 @@ impl Sessions {
                 address: path.device,
             });
         }
+        let realm = path.realm.clone();
         entry.record.path = path;
         entry.record.port = port;
         entry.record.lifetime = lifetime;
@@ -289,6 +302,11 @@ impl Sessions {
             {
                 self.changes.kernel.insert(session);
             }
+        }
+        let sessions = entry.sessions.len();
+        if before.realm != realm {
+            self.depopulate(before.realm, 1, sessions);
+            self.populate(realm, 1, sessions);
         }
         self.set_deadline(Due::Terminal(id), deadline_before, Some(expires));
         registration
@@ -341,6 +359,7 @@ impl Sessions {
         if let Some(entry) = self.terminals.remove(&id) {
             self.set_deadline(Due::Terminal(id), deadline(entry.record.state), None);
             self.endpoints.remove(&entry.record.endpoint);
+            self.depopulate(entry.record.path.realm, 1, entry.sessions.len());
             self.attempts.forget_terminal(id);
             self.changes.terminals.insert(id);
         }
@@ -364,6 +383,23 @@ impl Sessions {
         self.set_deadline(Due::Session(id), before, after);
         self.changes.slots.insert(id.slot());
         self.changes.kernel.insert(id);
+    }
+
+    fn populate(&mut self, realm: Option<RealmName>, terminals: usize, sessions: usize) {
+        let population = self.populations.entry(realm).or_default();
+        population.terminals += terminals;
+        population.sessions += sessions;
+    }
+
+    fn depopulate(&mut self, realm: Option<RealmName>, terminals: usize, sessions: usize) {
+        if let Entry::Occupied(mut entry) = self.populations.entry(realm) {
+            let population = entry.get_mut();
+            population.terminals -= terminals;
+            population.sessions -= sessions;
+            if *population == Population::default() {
+                entry.remove();
+            }
+        }
     }
 
     fn set_deadline(&mut self, due: Due, before: Option<UnixTime>, after: Option<UnixTime>) {
@@ -427,6 +463,8 @@ impl Sessions {
             terminal
                 .sessions
                 .remove(&(session.app.clone(), session.instance));
+            let realm = terminal.record.path.realm.clone();
+            self.depopulate(realm, 0, 1);
         }
         self.slots.free(id.slot());
         self.changes.slots.insert(id.slot());

@@ -19,7 +19,7 @@
 //! | --- | --- |
 //! | 1 | |
 //! | 2 | realms of terminals, policies of applications, tunnels of sessions |
-//! | 3 | ports and suspension of terminals, rotation of tokens, credentials, quotas and monitors of applications |
+//! | 3 | ports and suspension of terminals, rotation of tokens and replay windows of imported sessions, credentials, quotas and monitors of applications, and that one is removed |
 
 pub mod inspect;
 mod rehearsal;

@@ -91,7 +91,7 @@ pub(super) async fn show(State(operator): State<Operator>) -> Answer<Activity> {
             interval_ms: u64::try_from(busiest.interval.as_millis()).unwrap_or(u64::MAX),
             busiest_sessions: busiest.sessions,
             busiest_apps: busiest.apps,
-            warnings: [view.warnings, daemon.warnings()].concat(),
+            warnings: [view.warnings(), daemon.warnings()].concat(),
         })
     });
     activity.await?.map(Json)

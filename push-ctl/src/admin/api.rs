@@ -6,6 +6,7 @@ mod nics;
 mod reload;
 mod servers;
 mod trace;
+mod transfer;
 mod upgrade;
 
 pub use activity::{Activity, BusyApp, BusySession};
@@ -16,6 +17,7 @@ pub use servers::{
     KeysRotated, MonitorStatus, QuotaChange, QuotaStatus, RotateKeys,
 };
 pub use trace::{CapturedPacket, PacketLine, Trace, TraceStep, TraceVerdict};
+pub use transfer::{ExportQuery, ImportQuery, SessionsImported};
 pub use upgrade::Upgrading;
 
 use crate::config::Role;

@@ -8,6 +8,7 @@ use crate::config;
 use crate::controller::View;
 use crate::dataplane::NicCounters;
 use crate::problem::Problem;
+use crate::sessions::Population;
 use crate::sessions::records::RealmName;
 use axum::Json;
 use axum::extract::State;
@@ -22,7 +23,7 @@ pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
     let seen = Arc::clone(&operator.daemon);
     let status = operator.controller.observe(move |view| {
         let counts = view.sessions.counts();
-        let mut warnings = view.warnings.clone();
+        let mut warnings = view.warnings();
         warnings.extend(seen.warnings());
         warnings.extend(nics::warnings(&seen, &nics));
         Status {
@@ -35,8 +36,8 @@ pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
             store: StoreStatus {
                 path: seen.store.clone(),
                 terminals: view.sessions.terminals().len(),
-                sessions: view.sessions.sessions().count(),
-                apps: view.sessions.apps().len(),
+                sessions: view.sessions.session_count(),
+                apps: view.sessions.apps().count(),
             },
             sessions: SessionCounts {
                 requested: counts.requested,
@@ -77,17 +78,13 @@ pub(super) fn stats(view: &View<'_>) -> anyhow::Result<Stats> {
 
 /// Those of the configuration in its order, then those that only terminals know.
 fn realm_statuses(view: &View<'_>, configured: &[config::Realm]) -> Vec<RealmStatus> {
-    let mut counts: BTreeMap<&RealmName, (usize, usize)> = BTreeMap::new();
-    for terminal in view.sessions.terminals() {
-        if let Some(realm) = &terminal.path.realm {
-            let (terminals, sessions) = counts.entry(realm).or_default();
-            *terminals += 1;
-            *sessions += view.sessions.sessions_of_terminal(terminal.id);
-        }
-    }
+    let mut populations: BTreeMap<&RealmName, Population> = view.sessions.realms().collect();
     let mut realms = Vec::new();
     for realm in configured {
-        let (terminals, sessions) = counts.remove(&realm.name).unwrap_or_default();
+        let Population {
+            terminals,
+            sessions,
+        } = populations.remove(&realm.name).unwrap_or_default();
         realms.push(RealmStatus {
             name: realm.name.to_string(),
             interface: Some(realm.interface.clone()),
@@ -97,14 +94,14 @@ fn realm_statuses(view: &View<'_>, configured: &[config::Realm]) -> Vec<RealmSta
             sessions,
         });
     }
-    let gone = counts.into_iter();
-    realms.extend(gone.map(|(name, (terminals, sessions))| RealmStatus {
+    let gone = populations.into_iter();
+    realms.extend(gone.map(|(name, population)| RealmStatus {
         name: name.to_string(),
         interface: None,
         next_hop: Vec::new(),
         listen: Vec::new(),
-        terminals,
-        sessions,
+        terminals: population.terminals,
+        sessions: population.sessions,
     }));
     realms
 }

@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 /// How many records are looked at while others wait.
 const AT_ONCE: usize = 8192;
 
+/// The same of those on the page.
+const ROWS_AT_ONCE: usize = 1024;
+
 /// Rows of a page, unless told otherwise.
 pub const DEFAULT_LIMIT: usize = 1000;
 
@@ -221,21 +224,26 @@ pub(super) async fn terminals(
         reverse: query.reverse,
     };
     let filter = TerminalFilter::new(&query)?;
-    let ids: Vec<RegistrationId> = operator
-        .controller
-        .observe(|view| view.sessions.terminal_ids().collect())
-        .await?;
     let mut found: Vec<(Key, RegistrationId)> = Vec::new();
-    for some in ids.chunks(AT_ONCE) {
-        let (filter, some) = (filter.clone(), some.to_vec());
+    let mut after = None;
+    loop {
+        let filter = filter.clone();
         let some = operator.controller.observe(move |view| {
-            some.into_iter()
-                .filter_map(|id| view.sessions.terminal(id))
+            let mut last = None;
+            let some = view.sessions.terminals_after(after).take(AT_ONCE);
+            let some = some
+                .inspect(|terminal| last = Some(terminal.id))
                 .filter(|terminal| filter.takes(terminal))
                 .map(|terminal| (filter.key(&view, terminal), terminal.id))
-                .collect::<Vec<_>>()
+                .collect::<Vec<_>>();
+            (some, last)
         });
-        found.extend(some.await?);
+        let (some, last) = some.await?;
+        found.extend(some);
+        if last.is_none() {
+            break;
+        }
+        after = last;
     }
     let total = found.len();
     let ids = page.of(found);
@@ -279,7 +287,7 @@ async fn rows<I: Copy + Send + 'static, T: Send + 'static>(
     row: fn(&View<'_>, I) -> Option<T>,
 ) -> Result<Vec<T>, Stopped> {
     let mut rows = Vec::with_capacity(ids.len());
-    for some in ids.chunks(AT_ONCE) {
+    for some in ids.chunks(ROWS_AT_ONCE) {
         let some = some.to_vec();
         let some = controller.observe(move |view| {
             some.into_iter()

@@ -3,6 +3,7 @@
 mod activity;
 mod events;
 mod servers;
+mod transfer;
 
 use super::*;
 use crate::controller::tests::{World, authorised};

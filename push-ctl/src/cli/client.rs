@@ -4,7 +4,7 @@ use super::people::amount;
 use super::{Failure, Output, live};
 use crate::admin::api::Listing;
 use crate::problem::Problem;
-use reqwest::{Client, Method, RequestBuilder, Response};
+use reqwest::{Body, Client, Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::error::Error;
@@ -189,6 +189,45 @@ pub(super) fn listen(
     })
 }
 
+/// Hands over an answer piece by piece, up to its end, however long that takes.
+pub(super) fn download(
+    socket: &Path,
+    path: &str,
+    query: &impl Serialize,
+    mut piece: impl FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    wait_for(async {
+        let request = client(socket)?.get(format!("http://push{path}"));
+        let mut response = succeeded(socket, request.query(query)).await?;
+        while let Some(received) = response
+            .chunk()
+            .await
+            .map_err(|error| unreachable(socket, &error))?
+        {
+            piece(&received)?;
+        }
+        Ok(())
+    })
+}
+
+/// Sends this, and has the answer, however long that takes.
+pub(super) fn upload<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    query: &impl Serialize,
+    body: Body,
+) -> Result<T, Failure> {
+    wait_for(async {
+        let request = client(socket)?.post(format!("http://push{path}"));
+        let response = succeeded(socket, request.query(query).body(body)).await?;
+        let body = response
+            .bytes()
+            .await
+            .map_err(|e| unreachable(socket, &e))?;
+        serde_json::from_slice(&body).map_err(|_| not_understood(socket))
+    })
+}
+
 fn client(socket: &Path) -> Result<Client, Failure> {
     let client = Client::builder().unix_socket(socket).build();
     client.map_err(|error| unreachable(socket, &error))
@@ -232,6 +271,7 @@ fn hint(kind: &str) -> Option<String> {
         "needs-restart" => {
             "`systemctl restart push`, or end the daemon and start it anew: delivery goes on meanwhile"
         }
+        "unknown-realm" => "`push-ctl realm list` shows which there are",
         "unknown-nic" => "`ip -br link` lists those of the daemon's network namespace",
         "nic-attached" | "nic-not-attached" => "`push-ctl nic list` shows which are attached",
         "unknown-terminal" => "`push-ctl terminal list` shows which there are",

@@ -17,6 +17,7 @@ pub(super) mod store;
 pub(super) mod sysdump;
 pub(super) mod top;
 pub(super) mod trace;
+pub(super) mod transfer;
 pub(super) mod upgrade;
 
 use std::fmt::Write;

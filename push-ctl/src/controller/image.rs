@@ -16,7 +16,7 @@ pub struct Places {
 
 /// Why a session can't be in the data plane, for as long as the configuration is what it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Displaced {
+pub(crate) enum Displaced {
     #[error("its device registered in the realm {0}, which is no longer in the configuration")]
     Realm(RealmName),
     #[error("its device registered at {address}, which is no longer in {key}")]
@@ -44,7 +44,7 @@ impl Places {
     }
 
     /// The index of the realm of a device that is reached by this path.
-    fn realm(&self, path: &Path) -> Result<Option<usize>, Displaced> {
+    pub(crate) fn realm(&self, path: &Path) -> Result<Option<usize>, Displaced> {
         let index = match &path.realm {
             None => None,
             Some(name) => {
@@ -85,6 +85,7 @@ pub(super) fn image(
         source: path.gateway,
         realm: places.realm(path)?,
         tunnel: session.tunnel,
+        window: session.window.as_deref().copied().unwrap_or_default(),
         policy: app.policy_slot.get(),
         token_generation: tokens.current.generation,
         key: tokens.current.key,

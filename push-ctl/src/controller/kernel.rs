@@ -4,6 +4,7 @@ use crate::dataplane::{
     Captures, Dataplane, Nic, NicCounters, NicRefusal, NicStatus, Policy, Reconfiguration,
     SessionCounters, SessionImage, SessionSeen, SessionTraffic, Told,
 };
+use push_common::replay::WORDS;
 use push_common::wire::SessionId;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -51,6 +52,8 @@ pub trait Kernel: Send + 'static {
     /// About the highest sequence number that was accepted for a session, at most 127 below it; `None` if
     /// the session isn't there.
     fn newest_sequence(&self, id: SessionId) -> Option<u64>;
+    /// The replay window of a session; `None` if it isn't there.
+    fn window(&self, id: SessionId) -> Option<[u64; WORDS]>;
     /// What is known of the way to a session's device: `resolved`, `unresolved` or `no_route`; `None` if
     /// the session isn't there.
     fn next_hop_state(&self, id: SessionId) -> Option<&'static str>;
@@ -129,6 +132,10 @@ impl Kernel for Dataplane {
 
     fn newest_sequence(&self, id: SessionId) -> Option<u64> {
         Self::newest_sequence(self, id)
+    }
+
+    fn window(&self, id: SessionId) -> Option<[u64; WORDS]> {
+        Self::window(self, id)
     }
 
     fn next_hop_state(&self, id: SessionId) -> Option<&'static str> {

@@ -6,6 +6,7 @@ use crate::dataplane::{
 };
 use crate::sessions::records::{AppName, Path, RealmName, RegistrationId};
 use crate::sessions::{Image, Limits, SessionRequest};
+use push_common::replay::WORDS;
 use push_common::token::Token;
 use push_common::verdict::Verdict;
 use std::collections::BTreeMap;
@@ -183,6 +184,11 @@ impl Kernel for World {
             .kernel
             .contains_key(&id)
             .then_some(state.newest_sequence)
+    }
+
+    fn window(&self, id: SessionId) -> Option<[u64; WORDS]> {
+        let state = self.state();
+        state.kernel.get(&id).map(|image| image.window)
     }
 
     fn next_hop_state(&self, id: SessionId) -> Option<&'static str> {
@@ -515,7 +521,7 @@ async fn what_the_data_plane_refuses_is_tried_again_and_warned_of() {
     let (controller, _ended) = world.start();
     world.state().refuses = true;
     let session = authorised(&controller, 1).await;
-    let warnings = controller.observe(|view| view.warnings).await.unwrap();
+    let warnings = controller.observe(|view| view.warnings()).await.unwrap();
     assert!(
         warnings.iter().any(|warning| warning.starts_with(&format!(
             "1 authorised session is not in the data plane; of {session}: told to refuse."
@@ -525,7 +531,7 @@ async fn what_the_data_plane_refuses_is_tried_again_and_warned_of() {
     world.state().refuses = false;
     until(|| world.state().kernel.contains_key(&session)).await;
     assert_eq!(
-        controller.observe(|view| view.warnings).await.unwrap(),
+        controller.observe(|view| view.warnings()).await.unwrap(),
         ["forwarding is off"]
     );
 }
@@ -619,7 +625,7 @@ async fn no_session_goes_by_a_policy_that_the_data_plane_refused() {
     world.state().refuses_policies = true;
     let session = authorised(&controller, 1).await;
     assert!(world.state().kernel.is_empty());
-    let warnings = controller.observe(|view| view.warnings).await.unwrap();
+    let warnings = controller.observe(|view| view.warnings()).await.unwrap();
     let why = "the policy of application mail is not in the data plane: told to refuse policies";
     assert_eq!(
         warnings[1..],
@@ -632,7 +638,7 @@ async fn no_session_goes_by_a_policy_that_the_data_plane_refused() {
     );
     world.state().refuses_policies = false;
     until(|| world.state().kernel.contains_key(&session)).await;
-    let warnings = controller.observe(|view| view.warnings).await.unwrap();
+    let warnings = controller.observe(|view| view.warnings()).await.unwrap();
     assert_eq!(warnings, ["forwarding is off"]);
 }
 
@@ -700,7 +706,7 @@ async fn what_the_configuration_no_longer_has_is_not_delivered_for() {
         ended.await.unwrap().unwrap();
         let (controller, ended) = world.start_with(places);
         assert_eq!(world.installed(), delivered);
-        let warnings = controller.observe(|view| view.warnings).await.unwrap();
+        let warnings = controller.observe(|view| view.warnings()).await.unwrap();
         assert!(warnings[1].contains(why), "{warnings:?}");
         drop(controller);
         ended.await.unwrap().unwrap();

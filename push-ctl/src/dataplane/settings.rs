@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 use push_common::maps::ROUND_TRIP_CLASSES;
+use push_common::replay::WORDS;
 use push_common::tag::TagKey;
 use push_common::verdict::Verdict;
 use push_common::wire::SessionId;
@@ -153,6 +154,8 @@ pub struct SessionImage {
     pub key: TagKey,
     /// Key of the token before it, while that is valid too.
     pub previous_key: Option<TagKey>,
+    /// The replay window that it begins with, if it isn't in the table yet.
+    pub window: [u64; WORDS],
     /// From now until the session ends.
     pub expires_in: Duration,
 }

@@ -89,7 +89,7 @@ impl SessionTable {
                 (&raw mut (*record).refused).write_volatile(0);
                 (&raw mut (*record).acknowledged).write_volatile(0);
                 (&raw mut (*record).round_trip_us).write_volatile(0);
-                (&raw mut (*record).replay).write_volatile(Zeroable::zeroed());
+                (&raw mut (*record).replay).write_volatile(image.window);
                 (&raw mut (*record).full_at_ns).write_volatile(0);
                 (&raw mut (*record).activity).write_volatile(0);
                 (&raw mut (*record).packets).write_volatile(0);
@@ -227,11 +227,16 @@ impl SessionTable {
         }
     }
 
-    /// About the highest sequence number that was accepted for a session, at most 127 below it.
-    pub(super) fn newest_sequence(&self, id: SessionId) -> Option<u64> {
+    /// The replay window of a session, if it is in the table.
+    pub(super) fn window(&self, id: SessionId) -> Option<[u64; replay::WORDS]> {
         let record = self.live(id)?;
         // SAFETY: as in `activity`.
-        let words = unsafe { (&raw const (*record).replay).read_volatile() };
+        Some(unsafe { (&raw const (*record).replay).read_volatile() })
+    }
+
+    /// About the highest sequence number that was accepted for a session, at most 127 below it.
+    pub(super) fn newest_sequence(&self, id: SessionId) -> Option<u64> {
+        let words = self.window(id)?;
         words.iter().copied().map(replay::newest).max()
     }
 

@@ -3,6 +3,7 @@
 //! Nothing has a label by session or terminal: there may be millions.
 
 use super::{Sources, writable};
+use crate::controller::Turns;
 use crate::dataplane::{NicCounters, NicStatus};
 use crate::internal::NoticeCounts;
 use crate::sessions::Counts;
@@ -29,6 +30,7 @@ pub(super) struct Snapshot {
     answer_time: Duration,
     /// Requests that wait for the controller.
     requests_waiting: usize,
+    turns: Turns,
     counts: Counts,
     slots: u32,
     terminals: usize,
@@ -82,6 +84,7 @@ impl Snapshot {
                     uptime: Duration::ZERO,
                     answer_time: Duration::ZERO,
                     requests_waiting,
+                    turns: view.turns,
                     counts: view.sessions.counts(),
                     slots: view.sessions.slots(),
                     terminals: view.sessions.terminals().len(),
@@ -91,7 +94,7 @@ impl Snapshot {
                     events_lost: view.kernel.events_lost(),
                     notices_waiting: 0,
                     notices: NoticeCounts::default(),
-                    warnings: view.warnings.len(),
+                    warnings: view.warnings().len(),
                     store_bytes: 0,
                     store_is_writable: false,
                     audit_is_written: true,
@@ -267,6 +270,16 @@ impl Collector for Snapshot {
         let help = "How long the controller took to answer this request for figures";
         let answer_s = self.answer_time.as_secs_f64();
         form.gauge("controller_answer", help, seconds, answer_s)?;
+        let help = "How long the controller was busy before it looked again who waits";
+        let kind = MetricType::Histogram;
+        form.0
+            .encode_descriptor("controller_turn", help, seconds, kind)?
+            .encode_histogram::<NoLabelSet>(
+                self.turns.sum().as_secs_f64(),
+                self.turns.classes().iter().map(|&(_, count)| count).sum(),
+                &self.turns.classes(),
+                None,
+            )?;
         let help = "What push-ctl status warns of";
         form.gauge("warnings", help, None, self.warnings)?;
         let help = "1 if the audit log can be written to";

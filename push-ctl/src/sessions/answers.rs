@@ -103,6 +103,9 @@ pub enum OperatorRefusal {
     /// There is an application of this name.
     #[error("there is an application of this name already")]
     AppExists,
+    /// An application of this name was removed, and has sessions yet.
+    #[error("the last sessions of an application of this name are ending; try again in a moment")]
+    AppEnding,
     /// No application has this name.
     #[error("no application has this name")]
     UnknownApp,
@@ -191,4 +194,13 @@ pub struct Counts {
     pub requested: u32,
     /// Authorised.
     pub authorised: u32,
+}
+
+/// Who is in a realm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Population {
+    /// Terminals that are known.
+    pub terminals: usize,
+    /// Their sessions that aren't over.
+    pub sessions: usize,
 }

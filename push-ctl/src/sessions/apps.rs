@@ -11,8 +11,11 @@ use crate::dataplane::Policy;
 use push_common::maps::{MAX_POLICIES, MAX_SOURCE_PREFIXES};
 use push_common::token::TokenHash;
 use push_common::wire::SessionId;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
+
+/// Sessions of an application that end before it is somebody else's turn.
+const ENDED_AT_ONCE: usize = 512;
 
 impl Sessions {
     /// An application's server, which has identified itself by `credential`, proves to hold a token of a
@@ -166,9 +169,9 @@ impl Sessions {
         }
     }
 
-    /// An application's server is out of service, or was inactive for too long: its sessions end. New ones
-    /// can be requested again when it has recovered; after inactivity, at once. Returns how many sessions
-    /// that were.
+    /// An application's server is out of service, or was inactive for too long: its sessions end, if there are
+    /// many, as [`Sessions::expire`] gets to them. New ones can be requested again when it has recovered; after
+    /// inactivity, when the last one has ended. Returns how many sessions that are.
     ///
     /// # Errors
     ///
@@ -179,8 +182,8 @@ impl Sessions {
         name: &AppName,
         cause: AppFailure,
     ) -> Result<usize, OperatorRefusal> {
-        let entry = self.apps.get_mut(name).ok_or(OperatorRefusal::UnknownApp)?;
-        let sessions = entry.sessions.clone();
+        let entry = known(&mut self.apps, name)?;
+        let sessions = entry.sessions.len();
         let stays_out = match cause {
             AppFailure::Unreachable | AppFailure::Announced => true,
             AppFailure::Inactive => false,
@@ -190,14 +193,13 @@ impl Sessions {
             entry.record.availability = Availability::Failed { since: now, cause };
             self.changes.apps.insert(name.clone());
         }
-        for &id in &sessions {
-            self.end(now, id, EndCause::AppServerFailed);
-        }
+        self.endings.insert(name.clone());
+        self.end_some(now, ENDED_AT_ONCE);
         if was_available {
             let app = name.clone();
             self.changes.news.push(News::AppFailed { app, cause });
         }
-        Ok(sessions.len())
+        Ok(sessions)
     }
 
     /// An application's server is in service again.
@@ -206,7 +208,7 @@ impl Sessions {
     ///
     /// [`OperatorRefusal::UnknownApp`].
     pub fn app_recovered(&mut self, name: &AppName) -> Result<(), OperatorRefusal> {
-        let entry = self.apps.get_mut(name).ok_or(OperatorRefusal::UnknownApp)?;
+        let entry = known(&mut self.apps, name)?;
         if entry.record.availability != Availability::Available {
             entry.record.availability = Availability::Available;
             self.changes.apps.insert(name.clone());
@@ -220,7 +222,8 @@ impl Sessions {
     ///
     /// # Errors
     ///
-    /// [`OperatorRefusal::AppExists`], [`OperatorRefusal::AppsFull`], [`OperatorRefusal::PrefixesFull`].
+    /// [`OperatorRefusal::AppExists`], [`OperatorRefusal::AppEnding`], [`OperatorRefusal::AppsFull`],
+    /// [`OperatorRefusal::PrefixesFull`].
     pub fn add_app(
         &mut self,
         now: UnixTime,
@@ -228,8 +231,10 @@ impl Sessions {
         credentials: Vec<Credential>,
         policy: Policy,
     ) -> Result<(), OperatorRefusal> {
-        if self.apps.contains_key(&name) {
-            return Err(OperatorRefusal::AppExists);
+        match self.apps.get(&name) {
+            Some(entry) if entry.record.removed => return Err(OperatorRefusal::AppEnding),
+            Some(_) => return Err(OperatorRefusal::AppExists),
+            None => {}
         }
         let policy_slot = self.free_policy_slot().ok_or(OperatorRefusal::AppsFull)?;
         self.has_room_for_prefixes(&name, &policy)?;
@@ -245,6 +250,7 @@ impl Sessions {
             quotas: Quotas::default(),
             monitor: None,
             availability: Availability::Available,
+            removed: false,
         };
         self.policies.insert(policy_slot, name.clone());
         self.apps.insert(
@@ -266,7 +272,7 @@ impl Sessions {
     /// [`OperatorRefusal::UnknownApp`], [`OperatorRefusal::PrefixesFull`].
     pub fn set_policy(&mut self, name: &AppName, policy: Policy) -> Result<(), OperatorRefusal> {
         self.has_room_for_prefixes(name, &policy)?;
-        let entry = self.apps.get_mut(name).ok_or(OperatorRefusal::UnknownApp)?;
+        let entry = known(&mut self.apps, name)?;
         if entry.record.policy != policy {
             entry.record.policy = policy;
             self.changes.apps.insert(name.clone());
@@ -290,7 +296,7 @@ impl Sessions {
         if self.credentials.contains_key(&credential.id) {
             return Err(OperatorRefusal::CredentialExists);
         }
-        let entry = self.apps.get_mut(name).ok_or(OperatorRefusal::UnknownApp)?;
+        let entry = known(&mut self.apps, name)?;
         let credentials = &mut entry.record.credentials;
         for expired in credentials.extract_if(.., |credential| !credential.is_valid(now)) {
             self.credentials.remove(&expired.id);
@@ -311,7 +317,7 @@ impl Sessions {
         name: &AppName,
         id: CredentialId,
     ) -> Result<(), OperatorRefusal> {
-        let entry = self.apps.get_mut(name).ok_or(OperatorRefusal::UnknownApp)?;
+        let entry = known(&mut self.apps, name)?;
         let credentials = &mut entry.record.credentials;
         let index = credentials
             .iter()
@@ -334,7 +340,7 @@ impl Sessions {
         id: CredentialId,
         at: UnixTime,
     ) -> Result<(), OperatorRefusal> {
-        let entry = self.apps.get_mut(name).ok_or(OperatorRefusal::UnknownApp)?;
+        let entry = known(&mut self.apps, name)?;
         let credential = entry
             .record
             .credentials
@@ -352,7 +358,7 @@ impl Sessions {
     ///
     /// [`OperatorRefusal::UnknownApp`].
     pub fn set_quotas(&mut self, name: &AppName, quotas: Quotas) -> Result<(), OperatorRefusal> {
-        let entry = self.apps.get_mut(name).ok_or(OperatorRefusal::UnknownApp)?;
+        let entry = known(&mut self.apps, name)?;
         entry.record.quotas = quotas;
         self.changes.apps.insert(name.clone());
         Ok(())
@@ -369,7 +375,7 @@ impl Sessions {
         name: &AppName,
         monitor: Option<Monitor>,
     ) -> Result<(), OperatorRefusal> {
-        let entry = self.apps.get_mut(name).ok_or(OperatorRefusal::UnknownApp)?;
+        let entry = known(&mut self.apps, name)?;
         entry.record.monitor = monitor;
         if let Availability::Failed {
             cause: AppFailure::Unreachable | AppFailure::Inactive,
@@ -382,27 +388,56 @@ impl Sessions {
         Ok(())
     }
 
-    /// The operator removes an application; its sessions end. Returns how many that were.
+    /// The operator removes an application, which nobody can use from now on; its sessions end, if there are
+    /// many, as [`Sessions::expire`] gets to them. Returns how many that are.
     ///
     /// # Errors
     ///
     /// [`OperatorRefusal::UnknownApp`].
     pub fn remove_app(&mut self, now: UnixTime, name: &AppName) -> Result<usize, OperatorRefusal> {
-        let entry = self.apps.get(name).ok_or(OperatorRefusal::UnknownApp)?;
-        let sessions = entry.sessions.clone();
-        let policy_slot = entry.record.policy_slot;
-        for credential in &entry.record.credentials {
+        let entry = known(&mut self.apps, name)?;
+        let sessions = entry.sessions.len();
+        entry.record.removed = true;
+        for credential in entry.record.credentials.drain(..) {
             self.credentials.remove(&credential.id);
         }
         self.attempts.forget_app(name);
-        for &id in &sessions {
-            self.end(now, id, EndCause::AppRemoved);
-        }
-        self.apps.remove(name);
-        self.policies.remove(&policy_slot);
         self.changes.apps.insert(name.clone());
-        self.changes.policies.insert(policy_slot);
-        Ok(sessions.len())
+        self.endings.insert(name.clone());
+        self.end_some(now, ENDED_AT_ONCE);
+        Ok(sessions)
+    }
+
+    /// Ends sessions of applications all of whose sessions are to end, at most `limit` of them. Returns how
+    /// many that were.
+    pub(super) fn end_some(&mut self, now: UnixTime, limit: usize) -> usize {
+        let mut ended = 0;
+        while let Some(name) = self.endings.first() {
+            let Some(entry) = self.apps.get(name) else {
+                self.endings.pop_first();
+                continue;
+            };
+            let removed = entry.record.removed;
+            match entry.sessions.first() {
+                Some(_) if ended == limit => break,
+                Some(&id) if removed => self.end(now, id, EndCause::AppRemoved),
+                Some(&id) => self.end(now, id, EndCause::AppServerFailed),
+                None => {
+                    let policy_slot = entry.record.policy_slot;
+                    if let Some(name) = self.endings.pop_first()
+                        && removed
+                    {
+                        self.apps.remove(&name);
+                        self.policies.remove(&policy_slot);
+                        self.changes.apps.insert(name);
+                        self.changes.policies.insert(policy_slot);
+                    }
+                    continue;
+                }
+            }
+            ended += 1;
+        }
+        ended
     }
 
     /// The first slot that is nobody's.
@@ -430,4 +465,14 @@ impl Sessions {
         }
         Ok(())
     }
+}
+
+/// An application that isn't removed.
+fn known<'a>(
+    apps: &'a mut BTreeMap<AppName, AppEntry>,
+    name: &AppName,
+) -> Result<&'a mut AppEntry, OperatorRefusal> {
+    apps.get_mut(name)
+        .filter(|entry| !entry.record.removed)
+        .ok_or(OperatorRefusal::UnknownApp)
 }

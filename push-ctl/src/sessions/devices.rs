@@ -4,13 +4,9 @@ use super::records::{
     Availability, EndCause, EndpointName, IssuedToken, Left, OperativeState, Path, RegistrationId,
     Session, SessionState, Terminal, UnixTime,
 };
-use super::{
-    DeviceRefusal, Due, Grant, News, Registration, SessionRequest, Sessions, TerminalEntry,
-    remaining,
-};
+use super::{DeviceRefusal, Grant, News, Registration, SessionRequest, Sessions, remaining};
 use push_common::token::Token;
 use push_common::wire::SessionId;
-use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -58,23 +54,14 @@ impl Sessions {
         }
         self.claim(now, id, &path);
         let expires = now.saturating_add(lifetime);
-        let record = Terminal {
+        self.enter_terminal(Terminal {
             id,
             endpoint: endpoint.clone(),
             path,
             port,
             lifetime,
             state: OperativeState::First { expires },
-        };
-        self.endpoints.insert(endpoint.clone(), id);
-        self.terminals.insert(
-            id,
-            TerminalEntry {
-                record,
-                sessions: BTreeMap::new(),
-            },
-        );
-        self.deadlines.insert((expires, Due::Terminal(id)));
+        });
         self.changes.terminals.insert(id);
         self.changes
             .news
@@ -158,7 +145,14 @@ impl Sessions {
             .filter(|(other, _)| *other == app)
             .count();
         let of = self.apps.get(&app).ok_or(DeviceRefusal::UnknownApp)?;
-        if let Availability::Failed { .. } = of.record.availability {
+        if of.record.removed {
+            return Err(DeviceRefusal::UnknownApp);
+        }
+        let has_failed = match of.record.availability {
+            Availability::Available => false,
+            Availability::Failed { .. } => true,
+        };
+        if has_failed || self.endings.contains(&app) {
             return Err(DeviceRefusal::AppUnavailable);
         }
         let quotas = of.record.quotas;
@@ -199,19 +193,15 @@ impl Sessions {
                 id,
                 terminal,
                 app: app.clone(),
-                instance: instance.clone(),
+                instance,
                 port,
                 tunnel: None,
+                window: None,
                 state: SessionState::Requested(issued),
             })
             .ok_or(DeviceRefusal::SlotsFull)?;
-        self.counts.requested += 1;
-        if let Some(entry) = self.apps.get_mut(&app) {
-            entry.sessions.insert(id);
-        }
-        if let Some(entry) = self.terminals.get_mut(&terminal) {
-            entry.sessions.insert((app.clone(), instance), id);
-        }
+        // Terminal and application were looked at above.
+        let _entered = self.enter_session(id);
         self.changes.slots.insert(id.slot());
         self.changes
             .news

@@ -1,10 +1,10 @@
 //! What others get to see.
 
 use super::records::{
-    App, AppName, Credential, CredentialId, RegistrationId, Session, SessionState, Terminal,
-    Tokens, UnixTime,
+    App, AppName, Credential, CredentialId, RealmName, RegistrationId, Session, SessionState,
+    Terminal, Tokens, UnixTime,
 };
-use super::{Counts, Sessions, remaining};
+use super::{Counts, Population, Sessions, remaining};
 use push_common::wire::SessionId;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -54,14 +54,34 @@ impl Sessions {
             .map_or(0, |entry| entry.sessions.len())
     }
 
-    /// All terminals, in no order.
+    /// All terminals, in order. There may be a million: nobody who is to be answered soon goes through them.
     pub fn terminals(&self) -> impl ExactSizeIterator<Item = &Terminal> {
         self.terminals.values().map(|entry| &entry.record)
     }
 
-    /// All registrations, in no order.
-    pub fn terminal_ids(&self) -> impl ExactSizeIterator<Item = RegistrationId> {
-        self.terminals.keys().copied()
+    /// Terminals in order: all, or those after one, which need not be known any more.
+    pub fn terminals_after(
+        &self,
+        after: Option<RegistrationId>,
+    ) -> impl Iterator<Item = &Terminal> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let terminals = self.terminals.range((from, Bound::Unbounded));
+        terminals.map(|(_, entry)| &entry.record)
+    }
+
+    /// The sessions of a terminal that aren't over.
+    pub fn sessions_on_terminal(&self, id: RegistrationId) -> impl Iterator<Item = &Session> {
+        let entry = self.terminals.get(&id);
+        entry
+            .into_iter()
+            .flat_map(|entry| entry.sessions.values())
+            .filter_map(|&id| self.slots.get(id))
+    }
+
+    /// The realms that terminals are in, and how many; not those outside of all realms.
+    pub fn realms(&self) -> impl Iterator<Item = (&RealmName, Population)> {
+        let populations = self.populations.iter();
+        populations.filter_map(|(realm, &population)| Some((realm.as_ref()?, population)))
     }
 
     /// The session with this identifier, also if it is over.
@@ -76,22 +96,28 @@ impl Sessions {
         self.slots.in_slot(slot)
     }
 
-    /// All sessions by slot, also those that are over.
+    /// All sessions by slot, also those that are over. There may be a million, as of terminals.
     pub fn sessions(&self) -> impl Iterator<Item = &Session> {
         self.slots.iter()
     }
 
-    /// The application of this name.
+    /// How many sessions are known, also those that are over.
+    #[must_use]
+    pub const fn session_count(&self) -> usize {
+        self.slots.held()
+    }
+
+    /// The application of this name, also if it is removed but has sessions yet.
     #[must_use]
     pub fn app(&self, name: &AppName) -> Option<&App> {
         self.apps.get(name).map(|entry| &entry.record)
     }
 
-    /// The application of this name, and how many of its sessions aren't over.
+    /// The application of this name, and how many of its sessions aren't over; `None` if it is removed.
     #[must_use]
     pub fn app_with_sessions(&self, name: &AppName) -> Option<(&App, usize)> {
         let entry = self.apps.get(name)?;
-        Some((&entry.record, entry.sessions.len()))
+        (!entry.record.removed).then(|| (&entry.record, entry.sessions.len()))
     }
 
     /// The application that this credential is of, and the credential, if it is accepted.
@@ -133,10 +159,11 @@ impl Sessions {
         self.app(self.policies.get(&slot)?)
     }
 
-    /// All applications by name, each with how many of its sessions aren't over.
-    pub fn apps(&self) -> impl ExactSizeIterator<Item = (&App, usize)> {
+    /// All applications by name, each with how many of its sessions aren't over; not those that are removed.
+    pub fn apps(&self) -> impl Iterator<Item = (&App, usize)> {
         self.apps
             .values()
+            .filter(|entry| !entry.record.removed)
             .map(|entry| (&entry.record, entry.sessions.len()))
     }
 

@@ -8,6 +8,7 @@ pub use app::{
 };
 
 use crate::dataplane::Tunnel;
+use push_common::replay;
 use push_common::tag::TagKey;
 use push_common::token::{Token, TokenHash};
 use push_common::wire::SessionId;
@@ -262,6 +263,9 @@ pub struct Session {
     pub port: NonZeroU16,
     /// The tunnel by which the device is reached, if the operator has said so.
     pub tunnel: Option<Tunnel>,
+    /// The replay window that it had when it was exported, if it was imported here: the data plane begins with
+    /// it, so that no trigger from before that is accepted again.
+    pub window: Option<Box<[u64; replay::WORDS]>>,
     /// How far it has come.
     pub state: SessionState,
 }

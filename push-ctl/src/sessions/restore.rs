@@ -1,9 +1,10 @@
 //! From what a store had in it to what there is.
 
 use super::attempts::Attempts;
-use super::records::{OperativeState, SessionState};
+use super::records::{Availability, OperativeState, RegistrationId, SessionState, Terminal};
 use super::slots::{BeyondTable, Slots};
 use super::{AppEntry, Changes, Counts, Due, Image, Limits, Sessions, TerminalEntry, deadline};
+use push_common::wire::SessionId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What a store had in it can't be taken up.
@@ -40,13 +41,15 @@ impl Sessions {
         )?;
         let mut sessions = Self {
             limits,
-            terminals: HashMap::new(),
-            endpoints: HashMap::new(),
+            terminals: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
             apps: BTreeMap::new(),
             policies: BTreeMap::new(),
             credentials: HashMap::new(),
-            addresses: HashMap::new(),
+            addresses: BTreeMap::new(),
+            populations: BTreeMap::new(),
             slots,
+            endings: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             attempts: Attempts::default(),
             counts: Counts::default(),
@@ -64,6 +67,14 @@ impl Sessions {
                     "applications {other} and {} have the same policy slot",
                     record.name
                 )));
+            }
+            // It may not have come to an end.
+            let is_ending = match record.availability {
+                Availability::Available => record.removed,
+                Availability::Failed { .. } => true,
+            };
+            if is_ending {
+                sessions.endings.insert(record.name.clone());
             }
             for credential in &record.credentials {
                 let name = record.name.clone();
@@ -83,61 +94,68 @@ impl Sessions {
             );
         }
         for record in image.terminals {
-            sessions.set_deadline(Due::Terminal(record.id), None, deadline(record.state));
             if let OperativeState::First { .. } = record.state {
                 // A store of version 2 may have several at one address; they stay until they leave or move.
                 let place = (record.path.realm.clone(), record.path.device);
                 sessions.addresses.insert(place, record.id);
             }
-            if let Some(other) = sessions
-                .endpoints
-                .insert(record.endpoint.clone(), record.id)
-            {
+            let id = record.id;
+            if let Some(other) = sessions.enter_terminal(record) {
                 return Err(contradiction(format!(
-                    "terminals {other} and {} have the same endpoint name",
-                    record.id
+                    "terminals {other} and {id} have the same endpoint name"
                 )));
             }
-            sessions.terminals.insert(
-                record.id,
-                TerminalEntry {
-                    record,
-                    sessions: BTreeMap::new(),
-                },
-            );
         }
-        for session in sessions.slots.iter() {
-            let count = match &session.state {
-                SessionState::Requested(_) => &mut sessions.counts.requested,
-                SessionState::Authorised(tokens) => {
-                    let at = tokens.deadline();
-                    let due = at.map(|at| (at, Due::Session(session.id)));
-                    sessions.deadlines.extend(due);
-                    &mut sessions.counts.authorised
-                }
-                SessionState::Ended { .. } => continue,
-            };
-            *count += 1;
-            let terminal = sessions.terminals.get_mut(&session.terminal);
-            let Some(terminal) = terminal
-                .filter(|terminal| matches!(terminal.record.state, OperativeState::First { .. }))
-            else {
-                return Err(contradiction(format!(
-                    "session {} has no terminal in the first operative state",
-                    session.id
-                )));
-            };
-            let Some(app) = sessions.apps.get_mut(&session.app) else {
-                return Err(contradiction(format!(
-                    "session {} has no application",
-                    session.id
-                )));
-            };
-            app.sessions.insert(session.id);
-            terminal
-                .sessions
-                .insert((session.app.clone(), session.instance.clone()), session.id);
+        for slot in 0..sessions.slots.used() {
+            if let Some(id) = sessions.slots.in_slot(slot).map(|session| session.id) {
+                sessions.enter_session(id).map_err(contradiction)?;
+            }
         }
         Ok(sessions)
+    }
+
+    /// Has a terminal in all lists but that of addresses. Returns another one of the same endpoint name,
+    /// which it has taken the place of.
+    pub(super) fn enter_terminal(&mut self, record: Terminal) -> Option<RegistrationId> {
+        let id = record.id;
+        self.set_deadline(Due::Terminal(id), None, deadline(record.state));
+        self.populate(record.path.realm.clone(), 1, 0);
+        let other = self.endpoints.insert(record.endpoint.clone(), id);
+        let sessions = BTreeMap::new();
+        self.terminals
+            .insert(id, TerminalEntry { record, sessions });
+        other
+    }
+
+    /// Has a session, which is in its slot, in all lists, unless it is over.
+    ///
+    /// # Errors
+    ///
+    /// What is missing that it refers to.
+    pub(super) fn enter_session(&mut self, id: SessionId) -> Result<(), String> {
+        let Some(session) = self.slots.get(id) else {
+            return Ok(());
+        };
+        let (count, at) = match &session.state {
+            SessionState::Requested(_) => (&mut self.counts.requested, None),
+            SessionState::Authorised(tokens) => (&mut self.counts.authorised, tokens.deadline()),
+            SessionState::Ended { .. } => return Ok(()),
+        };
+        let terminal = self.terminals.get_mut(&session.terminal);
+        let terminal = terminal
+            .filter(|terminal| matches!(terminal.record.state, OperativeState::First { .. }))
+            .ok_or_else(|| format!("session {id} has no terminal in the first operative state"))?;
+        let app = self
+            .apps
+            .get_mut(&session.app)
+            .ok_or_else(|| format!("session {id} has no application"))?;
+        *count += 1;
+        self.deadlines.extend(at.map(|at| (at, Due::Session(id))));
+        app.sessions.insert(id);
+        let key = (session.app.clone(), session.instance.clone());
+        terminal.sessions.insert(key, id);
+        let realm = terminal.record.path.realm.clone();
+        self.populate(realm, 0, 1);
+        Ok(())
     }
 }

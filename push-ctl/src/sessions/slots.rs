@@ -11,6 +11,9 @@ pub(super) struct Slots {
     limit: u32,
     /// Index is the slot. `None` only where a store had no record.
     records: Vec<Option<Session>>,
+    /// How many of them there are.
+    held: usize,
+    /// May also have slots in it that were taken since, see [`Slots::put`].
     free: VecDeque<u32>,
 }
 
@@ -52,6 +55,7 @@ impl Slots {
         if slots_needed > 0 {
             return Err(BeyondTable { slots_needed });
         }
+        let held = records.iter().flatten().count();
         ended.sort_unstable();
         let holes = (0..)
             .zip(&records)
@@ -64,6 +68,7 @@ impl Slots {
             Self {
                 limit,
                 records,
+                held,
                 free,
             },
             dropped,
@@ -94,6 +99,42 @@ impl Slots {
         self.records.iter().flatten()
     }
 
+    /// Slots that have a session in them, be it one that is over.
+    pub(super) const fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Whether there is such a slot, and no session in it that isn't over.
+    pub(super) fn is_free(&self, slot: u32) -> bool {
+        slot < self.limit
+            && self
+                .in_slot(slot)
+                .is_none_or(|session| match session.state {
+                    SessionState::Requested(_) | SessionState::Authorised(_) => false,
+                    SessionState::Ended { .. } => true,
+                })
+    }
+
+    /// Uses slots up to this one, at most `limit` of them at once; whether it was one of them, or before.
+    pub(super) fn use_up_to(&mut self, slot: u32, limit: u32) -> bool {
+        let used = self.used();
+        let end = slot.saturating_add(1).min(used.saturating_add(limit));
+        for fresh in used..end.min(self.limit) {
+            self.records.push(None);
+            self.free.push_back(fresh);
+        }
+        slot < self.used()
+    }
+
+    /// Puts a session where its identifier says, which is free and in use.
+    pub(super) fn put(&mut self, session: Session) {
+        let slot = session.id.slot() as usize;
+        if let Some(record) = self.records.get_mut(slot) {
+            self.held += usize::from(record.is_none());
+            *record = Some(session);
+        }
+    }
+
     /// Takes a slot for the session that `make` makes of its identifier, and returns that; `None`
     /// if the table is full.
     pub(super) fn insert(
@@ -108,7 +149,12 @@ impl Slots {
             self.records.push(None);
             slot
         } else {
-            self.free.pop_front()?
+            loop {
+                let slot = self.free.pop_front()?;
+                if self.is_free(slot) {
+                    break slot;
+                }
+            }
         };
         let record = &mut self.records[slot as usize];
         let mut id = SessionId::new(slot, generation.get());
@@ -116,6 +162,7 @@ impl Slots {
             let other = generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
             id = SessionId::new(slot, other.get());
         }
+        self.held += usize::from(record.is_none());
         *record = Some(make(id));
         Some(id)
     }

@@ -1,6 +1,7 @@
 mod lifecycle;
 mod operator;
 mod random_steps;
+mod transfer;
 
 use super::*;
 use crate::dataplane::Policy;

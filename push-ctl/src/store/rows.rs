@@ -11,6 +11,7 @@ use crate::sessions::records::{
 };
 use minicbor::bytes::ByteArray;
 use minicbor::{Decode, Encode};
+use push_common::replay::WORDS;
 use push_common::tag::TagKey;
 use push_common::token::TokenHash;
 use push_common::wire::SessionId;
@@ -102,6 +103,9 @@ struct SessionRow<'a> {
     state: SessionStateRow,
     #[n(6)]
     tunnel: Option<TunnelRow>,
+    /// Not before version 3 of the store.
+    #[n(7)]
+    window: Option<[u64; WORDS]>,
 }
 
 #[derive(Encode, Decode)]
@@ -301,6 +305,7 @@ pub(super) fn session(session: &Session) -> Vec<u8> {
         tunnel: session
             .tunnel
             .map(|Tunnel { peer, teid }| TunnelRow { peer, teid }),
+        window: session.window.as_deref().copied(),
     })
 }
 
@@ -323,6 +328,7 @@ pub(super) fn read_session(slot: u32, value: &[u8]) -> Result<Session, Unreadabl
         tunnel: row
             .tunnel
             .map(|TunnelRow { peer, teid }| Tunnel { peer, teid }),
+        window: row.window.map(Box::new),
         state: match row.state {
             SessionStateRow::Requested(token) => SessionState::Requested(issued_token(&token)),
             SessionStateRow::Authorised(current, previous, next, rotate_by) => {

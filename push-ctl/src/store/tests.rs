@@ -38,6 +38,7 @@ fn everything() -> Image {
             peer: "10.70.0.2".parse().unwrap(),
             teid: u32::MAX,
         }),
+        window: (slot == 2).then(|| Box::new([u64::MAX, 1, 2, 3])),
         state,
     };
     let at = UnixTime::from_millis(1_700_000_000_123);
@@ -156,6 +157,7 @@ fn everything() -> Image {
                     since: at,
                     cause: AppFailure::Announced,
                 },
+                removed: true,
             },
             App {
                 name: "mail".parse().unwrap(),
@@ -169,6 +171,7 @@ fn everything() -> Image {
                 quotas: Quotas::default(),
                 monitor: None,
                 availability: Availability::Available,
+                removed: false,
             },
         ],
     }

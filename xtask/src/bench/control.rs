@@ -1,5 +1,8 @@
 //! How the control plane keeps up with many devices: all of them register by CoAP, one after the other and some
-//! hundred at the same time, and then refresh, against a controller that writes everything to disk.
+//! hundred at the same time, and then refresh, against a controller that writes everything to disk. Then what
+//! operators ask of one that has a million sessions.
+
+mod million;
 
 use super::{Figure, Row, Suite};
 use crate::lab::{Config, DEVICE, GATEWAY_INSIDE, Lab, Options, Party};
@@ -49,6 +52,7 @@ pub(super) fn run() -> Result<Vec<Value>> {
             rows.push(row.to_json());
         }
     }
+    rows.extend(million::run(&push_ctl)?);
     Ok(rows)
 }
 

@@ -1,6 +1,7 @@
 //! Terminals and sessions.
 
 use super::none;
+use super::transfer::{Export, Import};
 use crate::admin::api::{
     Listing, RotateSession, SessionRevoked, SessionRotating, SessionStatus, SetTunnel,
     TerminalChanged, TerminalStatus, TunnelSet, TunnelStatus,
@@ -115,6 +116,8 @@ pub(in crate::cli) enum Session {
     /// The tunnel by which the device of a session is reached
     #[command(subcommand)]
     Tunnel(Tunnel),
+    Export(Export),
+    Import(Import),
 }
 
 /// Which sessions are listed.
@@ -220,6 +223,8 @@ impl Session {
                 ask(socket, tunnel_set(id, SetTunnel { peer, teid }))
             }
             Self::Tunnel(Tunnel::Clear { id }) => ask(socket, tunnel_clear(id)),
+            Self::Export(export) => export.dispatch(socket),
+            Self::Import(import) => import.dispatch(socket),
         }
     }
 }

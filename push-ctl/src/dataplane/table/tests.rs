@@ -45,6 +45,7 @@ fn image(which: u8) -> SessionImage {
         token_generation: which,
         key: TagKey::from_bytes([which; 16]),
         previous_key: None,
+        window: [0; 4],
         expires_in: Duration::from_secs(1000),
     }
 }

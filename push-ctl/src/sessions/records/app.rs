@@ -24,6 +24,8 @@ pub struct App {
     pub monitor: Option<Monitor>,
     /// Whether its server is in service, as far as is known.
     pub availability: Availability,
+    /// Whether the operator has removed it: it is kept until its last session has ended.
+    pub removed: bool,
 }
 
 ids! {

@@ -476,7 +476,7 @@ fn check_invariants(sessions: &Sessions, followers: &Followers, now: UnixTime) {
         .apps()
         .map(|(app, _)| (app.policy_slot, app.policy.clone()));
     assert_eq!(followers.policies, policies.collect());
-    assert_eq!(followers.policies.len(), sessions.apps().len());
+    assert_eq!(followers.policies.len(), sessions.apps().count());
     assert_eq!(sessions.counts(), counts);
     assert_eq!(followers.kernel.len(), counts.authorised as usize);
     assert_eq!(
@@ -489,6 +489,16 @@ fn check_invariants(sessions: &Sessions, followers: &Followers, now: UnixTime) {
         .sum::<usize>();
     assert_eq!(of_terminals, instances.len());
     assert!(sessions.terminals().len() <= LIMITS.slots as usize);
+    let mut counted: BTreeMap<_, Population> = BTreeMap::new();
+    for terminal in sessions.terminals() {
+        if let Some(realm) = &terminal.path.realm {
+            let population = counted.entry(realm).or_default();
+            population.terminals += 1;
+            population.sessions += sessions.sessions_of_terminal(terminal.id);
+        }
+    }
+    assert_eq!(sessions.realms().collect::<BTreeMap<_, _>>(), counted);
+    assert_eq!(sessions.session_count(), sessions.sessions().count());
     assert!(
         sessions
             .next_deadline()

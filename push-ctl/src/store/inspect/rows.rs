@@ -49,6 +49,7 @@ pub(super) fn session(session: &Session) -> Value {
         instance,
         port,
         tunnel,
+        window: _,
         state,
     } = session;
     let state = match state {
@@ -99,6 +100,7 @@ pub(super) fn app(app: &App) -> Value {
         quotas,
         monitor,
         availability,
+        removed,
     } = app;
     let Quotas {
         sessions,
@@ -125,6 +127,7 @@ pub(super) fn app(app: &App) -> Value {
         },
         "monitor": monitor.as_ref().map(self::monitor),
         "availability": availability,
+        "removed": removed,
     })
 }
 

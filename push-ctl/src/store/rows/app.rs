@@ -33,6 +33,8 @@ struct AppRow {
     monitor: Option<MonitorRow>,
     #[n(7)]
     failed: Option<FailedRow>,
+    #[n(8)]
+    removed: Option<bool>,
 }
 
 #[derive(Encode, Decode)]
@@ -140,6 +142,7 @@ pub(in crate::store) fn app(app: &App) -> Vec<u8> {
         quotas,
         monitor,
         availability,
+        removed,
     } = app;
     encode(AppRow {
         key_sha256: None,
@@ -169,6 +172,7 @@ pub(in crate::store) fn app(app: &App) -> Vec<u8> {
                 },
             }),
         },
+        removed: removed.then_some(true),
     })
 }
 
@@ -225,6 +229,7 @@ pub(in crate::store) fn read_app(
                 },
             },
         },
+        removed: row.removed.unwrap_or(false),
     })
 }
 

@@ -1,0 +1,288 @@
+//! What operators ask of a controller that has a million sessions: how long they wait, and how long the controller
+//! is busy with it before it looks again who else does.
+
+use super::{Figure, Row, Suite};
+use crate::child;
+use crate::lab::{Config, DEVICE, GATEWAY_INSIDE, Lab, Options, Party};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::fs::{self, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Terminals, each with one session.
+const SESSIONS: u32 = 1_000_000;
+
+/// One session in so many is of another application.
+const OTHER_EACH: u32 = 10;
+
+/// The prefix of their addresses.
+const PREFIX: &str = "10.128.0.0/12";
+
+/// How long an operator waits at most.
+const ANSWER_LIMIT_MS: f64 = 200.0;
+
+/// How long the controller is busy at a time, at most.
+const TURN_LIMIT_MS: f64 = 10.0;
+
+/// Each question is asked so often, and its median counts.
+const ROUNDS: usize = 5;
+
+/// How long anything may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+const QUESTIONS: [(&str, &[&str]); 11] = [
+    ("status", &["status"]),
+    ("realm list", &["realm", "list"]),
+    ("session list", &["session", "list"]),
+    (
+        "one application",
+        &["session", "list", "--app", "other", "--limit", "100"],
+    ),
+    (
+        "one terminal",
+        &["session", "list", "--terminal", "device 777777"],
+    ),
+    (
+        "one prefix",
+        &["session", "list", "--address", "10.130.7.0/24"],
+    ),
+    (
+        "by instance",
+        &["session", "list", "--sort", "app", "--limit", "100"],
+    ),
+    (
+        "by expiry, last page",
+        &["session", "list", "--sort", "expires", "--offset", "999900"],
+    ),
+    (
+        "by deliveries",
+        &["session", "list", "--sort", "delivered", "--limit", "20"],
+    ),
+    ("terminal list", &["terminal", "list", "--limit", "100"]),
+    (
+        "terminals of a name",
+        &[
+            "terminal",
+            "list",
+            "--endpoint",
+            "4711",
+            "--sort",
+            "address",
+        ],
+    ),
+];
+
+/// Takes up the sessions, asks, removes an application; prints and gives the figures.
+pub(super) fn run(push_ctl: &Path) -> Result<Vec<Value>> {
+    let lab = Lab::up(&Options {
+        config: Config {
+            slots: SESSIONS.next_power_of_two(),
+            ..Config::default()
+        },
+        ..Options::new("push-bench-1m", push_ctl)
+    })?;
+    let [device, _] = DEVICE;
+    let route = ["route", "add", PREFIX, "via", device];
+    child::output(lab.exec_in(Party::Gateway, "ip").args(route))?;
+    println!("bench: control: {SESSIONS} sessions; what takes too long is not met");
+    let mut rows = Rows(Vec::new());
+
+    for app in ["mail", "other"] {
+        child::output(&mut lab.push_ctl(&["app", "add", app]))?;
+    }
+    let file = lab.folder().join("sessions.jsonl");
+    write_file(&file)?;
+    let name = file.to_str().context("the lab's folder is text")?;
+    let before = turns(&lab)?;
+    let taken = timed(&lab, &["session", "import", name])?;
+    let rate = f64::from(SESSIONS) / taken.as_secs_f64();
+    rows.add("import", "rate", rate, "1/s", None);
+    rows.busy("import", &before, &turns(&lab)?);
+    let counts = &lab.push_ctl_json(&["status"])?["sessions"];
+    ensure!(
+        counts["authorised"] == SESSIONS,
+        "not all sessions are there: {counts}"
+    );
+
+    let before = turns(&lab)?;
+    for (name, arguments) in QUESTIONS {
+        let mut times = Vec::new();
+        for _ in 0..ROUNDS {
+            times.push(timed(&lab, arguments)?);
+        }
+        times.sort_unstable();
+        let median = times.get(ROUNDS / 2).context("there was a round")?;
+        let limit = Some(ANSWER_LIMIT_MS);
+        rows.add(name, "answered after", milliseconds(*median), "ms", limit);
+    }
+    rows.busy("questions", &before, &turns(&lab)?);
+
+    let before = turns(&lab)?;
+    fs::remove_file(&file)?;
+    let taken = timed(&lab, &["session", "export", name])?;
+    let rate = f64::from(SESSIONS) / taken.as_secs_f64();
+    rows.add("export", "rate", rate, "1/s", None);
+    rows.busy("export", &before, &turns(&lab)?);
+
+    let before = turns(&lab)?;
+    let begun = Instant::now();
+    let answered = timed(&lab, &["app", "remove", "mail"])?;
+    rows.add(
+        "app remove",
+        "answered after",
+        milliseconds(answered),
+        "ms",
+        Some(ANSWER_LIMIT_MS),
+    );
+    let left = SESSIONS / OTHER_EACH;
+    while lab.push_ctl_json(&["status"])?["sessions"]["authorised"] != left {
+        ensure!(
+            begun.elapsed() < PATIENCE,
+            "the sessions of an application don't end"
+        );
+        thread::sleep(Duration::from_millis(200));
+    }
+    let rate = f64::from(SESSIONS - left) / begun.elapsed().as_secs_f64();
+    rows.add("app remove", "sessions ended", rate, "1/s", None);
+    rows.busy("app remove", &before, &turns(&lab)?);
+    lab.down()?;
+    Ok(rows.0)
+}
+
+struct Rows(Vec<Value>);
+
+impl Rows {
+    fn add(&mut self, name: &str, metric: &str, figure: f64, unit: &str, limit: Option<f64>) {
+        let verdict = match limit {
+            Some(limit) if figure <= limit => format!("(at most {limit}: met)"),
+            Some(limit) => format!("(at most {limit}: NOT MET)"),
+            None => String::new(),
+        };
+        println!("    {name:20} {metric:20} {figure:>10.1} {unit} {verdict}");
+        let row = Row {
+            suite: Suite::Control,
+            name,
+            metric,
+            value: Some(Figure::Once(figure)),
+            unit,
+            baseline: None,
+            ratio: None,
+        };
+        let mut row = row.to_json();
+        row["limit"] = json!(limit);
+        self.0.push(row);
+    }
+
+    /// The longest time, as exactly as it is known, that the controller was busy between two looks.
+    fn busy(&mut self, name: &str, before: &[(f64, u64)], after: &[(f64, u64)]) {
+        let mut counted = 0;
+        let mut longest_s = 0.0;
+        let mut over = 0;
+        for (&(bound_s, before), &(_, after)) in before.iter().zip(after) {
+            // Each has those of all before it in it.
+            let moved = after - before;
+            if moved > counted {
+                longest_s = bound_s;
+                if bound_s * 1e3 > TURN_LIMIT_MS {
+                    over += moved - counted;
+                }
+                counted = moved;
+            }
+        }
+        let limit = Some(TURN_LIMIT_MS);
+        self.add(name, "busy at a time below", longest_s * 1e3, "ms", limit);
+        self.add(name, "times busy", counted as f64, "", None);
+        self.add(name, "times too long", over as f64, "", None);
+    }
+}
+
+fn timed(lab: &Lab, arguments: &[&str]) -> Result<Duration> {
+    let begun = Instant::now();
+    child::output(lab.push_ctl(arguments).arg("--json"))?;
+    Ok(begun.elapsed())
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// How often the controller was busy for up to so many seconds.
+fn turns(lab: &Lab) -> Result<Vec<(f64, u64)>> {
+    let url = "http://127.0.0.1:9617/metrics";
+    let text = child::output(lab.exec_in(Party::Gateway, "curl").args(["-sS", url]))?;
+    let buckets = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("push_controller_turn_seconds_bucket{le=\""))
+        .map(|bucket| {
+            let (bound, count) = bucket.split_once("\"} ").context("no bucket")?;
+            let bound = match bound {
+                "+Inf" => f64::INFINITY,
+                finite => finite.parse()?,
+            };
+            anyhow::Ok((bound, count.trim().parse()?))
+        });
+    let buckets: Vec<_> = buckets.collect::<Result<_>>()?;
+    ensure!(
+        !buckets.is_empty(),
+        "the metrics don't tell how long the controller is busy"
+    );
+    Ok(buckets)
+}
+
+/// As `push-ctl session export` would have written it.
+fn write_file(path: &Path) -> Result<()> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    let mut file = BufWriter::new(file);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+    let first = u32::from(Ipv4Addr::new(10, 128, 0, 0));
+    let [gateway, _] = GATEWAY_INSIDE;
+    let header = json!({ "header": { "format": 1, "exported_unix_ms": now, "push_ctl": "bench" } });
+    writeln!(file, "{header}")?;
+    for n in 0..SESSIONS {
+        // Names of registrations are random, and so are keys.
+        let spread = u64::from(n).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let app = if n % OTHER_EACH == 0 { "other" } else { "mail" };
+        let terminal = json!({ "terminal": {
+            "id": format!("{spread:016x}"),
+            "endpoint": format!("device {n}"),
+            "realm": null,
+            "address": Ipv4Addr::from(first + n),
+            "gateway": format!("{gateway}:5683"),
+            "port": 5683,
+            "lifetime_ms": 86_400_000,
+            "expires_unix_ms": now + 86_400_000 + u128::from(n),
+            "suspended_unix_ms": null,
+        }});
+        let token = json!({
+            "generation": 0,
+            "key": format!("{spread:032x}"),
+            "sha256": format!("{spread:064x}"),
+        });
+        let session = json!({ "session": {
+            "id": format!("{:08x}{n:08x}", n | 1),
+            "app": app,
+            "instance": "one",
+            "port": 7000,
+            "tunnel": null,
+            "window": [n, 0, 0, 0],
+            "state": { "authorised": {
+                "current": token, "previous": null, "next": null, "rotate_by_unix_ms": null,
+            }},
+        }});
+        writeln!(file, "{terminal}\n{session}")?;
+    }
+    let end = json!({ "end": { "terminals": SESSIONS, "sessions": SESSIONS } });
+    writeln!(file, "{end}")?;
+    file.flush()?;
+    Ok(())
+}
