@@ -20,6 +20,7 @@
 //! | [`metrics`] | figures and health for machines that watch |
 //! | [`emulate`] | devices, for those who integrate and to put load on all of it |
 //! | [`doctor`] | what push needs of a machine, looked at |
+//! | `durations` | lengths of time as people read them |
 //! | [`service`] | what the service manager is told |
 //! | [`cli`] | the command line: starts the daemon, or asks it |
 //!
@@ -34,6 +35,7 @@ pub mod controller;
 pub mod credentials;
 pub mod dataplane;
 pub mod doctor;
+mod durations;
 pub mod emulate;
 pub mod events;
 pub mod external;

@@ -98,6 +98,9 @@ fn is_clock_synchronised() -> bool {
 
 /// Where the pins are, or would be.
 pub(super) fn pin_dir(directory: &Path) -> Finding {
+    if directory.try_exists().is_err() {
+        return Finding::unseen("pin_dir", directory);
+    }
     let shown = directory.display();
     let mut existing = directory.ancestors().filter(|path| path.is_dir());
     let existing = existing.next().unwrap_or(Path::new("/"));

@@ -24,11 +24,12 @@ pub(super) async fn look(config: &Config, daemon: Option<&Status>) -> Vec<Findin
                 findings.push(attachment(&check, nic, &seen, config, daemon));
                 findings.extend(link(&check, &seen));
                 findings.extend(addresses_of(nic, &seen, &addresses));
+                findings.extend(switches(nic));
             }
             Ok(None) => findings.push(Finding::fail(
                 check,
                 "there is no such NIC in this network namespace",
-                "`ip -br link` lists them; name one in [[nic]], or look in the namespace of the daemon",
+                "`ip -br link` lists them; name one in [[nic]], or look in the namespace that the daemon is to run in",
             )),
             Err(error) => findings.push(Finding::fail(
                 check,
@@ -36,7 +37,6 @@ pub(super) async fn look(config: &Config, daemon: Option<&Status>) -> Vec<Findin
                 "the kernel has to be asked by netlink; is this a sandbox?",
             )),
         }
-        findings.extend(switches(nic));
     }
     findings.extend(mtu(&mtus));
     for realm in &config.realm {
@@ -44,6 +44,19 @@ pub(super) async fn look(config: &Config, daemon: Option<&Status>) -> Vec<Findin
     }
     findings.extend(neighbour_tables(config, &neighbours));
     findings
+}
+
+/// If the daemon's NICs aren't there to be looked at from here.
+pub(super) fn elsewhere(daemon: i32) -> Option<Finding> {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    let (theirs, ours) = (namespace(&daemon.to_string())?, namespace("self")?);
+    (theirs != ours).then(|| {
+        Finding::fail(
+            "namespace",
+            "the daemon is in another network namespace: NICs, addresses and neighbours can't be looked at from here",
+            format!("nsenter --net=/proc/{daemon}/ns/net push-ctl doctor"),
+        )
+    })
 }
 
 /// Whether push is on the NIC, or could be.
