@@ -34,7 +34,8 @@ pub struct Finding {
     pub verdict: Verdict,
     /// What was found.
     pub found: String,
-    /// What to do about it.
+    /// What to do about it: a sentence, or a command, which can be pasted as it is, with what else there is to say as
+    /// the shell's comment.
     pub fix: Option<String>,
 }
 

@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_named() {
         let cases = [
-            (r#"{"rate": {"burst": 3}}"#, "rate: there is none"),
+            (r#"{"rate": {"burst": 3}}"#, "rate: a burst belongs to one"),
             (r#"{"rate": {"interval_ns": 0}}"#, "rate: one trigger in 0s"),
             (
                 r#"{"rate": {"interval_ns": 86400000000001}}"#,

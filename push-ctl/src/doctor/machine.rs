@@ -81,7 +81,7 @@ fn clock() -> Finding {
         Finding::warn(
             "clock",
             "not synchronised: lifetimes, sequence numbers made of the time, and certificates depend on it",
-            "timedatectl set-ntp true, or run chrony or systemd-timesyncd",
+            "timedatectl set-ntp true  # or run chrony, or systemd-timesyncd",
         )
     }
 }
@@ -109,7 +109,7 @@ pub(super) fn pin_dir(directory: &Path) -> Finding {
             return Finding::warn(
                 "pin_dir",
                 format!("no bpffs is mounted at {}", existing.display()),
-                "mount -t bpf bpf /sys/fs/bpf; run as root, the daemon does so itself",
+                "mount -t bpf bpf /sys/fs/bpf  # run as root, the daemon does so itself",
             );
         }
         return Finding::fail(

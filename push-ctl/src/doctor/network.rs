@@ -101,7 +101,7 @@ fn attachment(
                 check,
                 format!("another XDP program, id {id}, is attached to it"),
                 format!(
-                    "ip link set dev {} xdp off, or remove the pin of its link",
+                    "ip link set dev {} xdp off  # or remove the pin of its link",
                     nic.name
                 ),
             )
@@ -138,7 +138,7 @@ fn link(check: &str, seen: &NicSurvey) -> Vec<Finding> {
         findings.push(Finding::fail(
             format!("link:{name}"),
             "down, or without a carrier",
-            format!("ip link set dev {name} up, and look at the cable"),
+            format!("ip link set dev {name} up  # and look at the cable"),
         ));
     }
     if seen.merges {
@@ -185,7 +185,7 @@ fn addresses_of(
             nic.name
         ),
         format!(
-            "ip address add {missing} dev {}, unless it is routed here",
+            "ip address add {missing} dev {}  # unless it is routed here",
             nic.name
         ),
     ))
@@ -237,7 +237,7 @@ fn mtu(nics: &[(&Nic, u32)]) -> Option<Finding> {
                 nic.name
             ),
             format!(
-                "ip link set dev {} mtu {largest}, or limit payloads: push-ctl app set NAME --max-payload",
+                "ip link set dev {} mtu {largest}  # or limit payloads: push-ctl app set NAME --max-payload BYTES",
                 nic.name
             ),
         )
