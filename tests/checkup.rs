@@ -88,7 +88,7 @@ fn the_doctor_finds_what_is_wrong_and_its_fix_mends_it() {
         let found = finding(&report, check)[0];
         assert_eq!(found["verdict"], "warn", "{found}");
         let fix = found["fix"].as_str().unwrap();
-        story.shell(Party::Gateway, fix.split(", ").next().unwrap());
+        story.shell(Party::Gateway, fix);
     }
     let known_once = finding(&report, "daemon_warning");
     assert!(known_once.is_empty(), "said twice: {known_once:?}");
@@ -116,6 +116,47 @@ fn the_doctor_finds_what_is_wrong_and_its_fix_mends_it() {
     let people = String::from_utf8(people.stdout).unwrap();
     assert!(people.contains("FAIL  link:gw-app"), "{people}");
     assert!(people.contains("-> ip link set dev gw-app up"), "{people}");
+}
+
+#[test]
+fn the_doctor_knows_what_it_can_not_see() {
+    let story = Story::begin("push-doc-3");
+    let lab = &story.lab;
+
+    // From another network namespace than the daemon's, and by the fix, from the daemon's.
+    let report = json_of(&child::finish(&mut lab.push_ctl(&["-j", "doctor"])).unwrap());
+    assert_eq!(verdict(&report, "namespace"), "fail");
+    let checks = report["findings"].as_array().unwrap().iter();
+    let of_nics = checks.filter(|it| it["check"].as_str().unwrap().starts_with("nic:"));
+    assert_eq!(of_nics.count(), 0, "{report:#}");
+    let fix = finding(&report, "namespace")[0]["fix"].as_str().unwrap();
+    let fix = fix.replace("push-ctl", &format!("'{PUSH_CTL}' -j"));
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", &fix])
+        .env("PUSH_SOCKET", lab.socket_path());
+    let report = json_of(&child::finish(&mut shell).unwrap());
+    assert!(finding(&report, "namespace").is_empty(), "{report:#}");
+    assert_eq!(verdict(&report, "nic:gw-app"), "ok");
+
+    // Without the permission to look into the daemon's directories.
+    let others = 65_534;
+    for directory in ["state", "bpf"] {
+        std::os::unix::fs::chown(lab.folder().join(directory), Some(others), None).unwrap();
+    }
+    let mut without = lab.gateway_command("setpriv");
+    without
+        .args(["--bounding-set=-dac_override,-dac_read_search", PUSH_CTL])
+        .arg("--socket")
+        .arg(lab.socket_path())
+        .args(["-j", "doctor"]);
+    let report = json_of(&child::finish(&mut without).unwrap());
+    for check in ["store", "certificate", "pin_dir"] {
+        let found = finding(&report, check)[0];
+        assert_eq!(found["verdict"], "warn", "{found}");
+        let text = found["found"].as_str().unwrap();
+        assert!(text.ends_with("is not for this user to see"), "{text}");
+    }
 }
 
 #[test]

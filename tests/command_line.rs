@@ -316,8 +316,67 @@ fn the_operators_day() {
 fn a_failure_says_what_to_do_and_sets_the_exit_code() {
     let story = Story::begin("push-cli-2");
     let lab = &story.lab;
-    let rows: [(&[&str], i32, &str); 12] = [
+    let registration = story.registered(0);
+    let session = story.requested(0, &registration, "asked", 7000);
+    let rows: [(&[&str], i32, &str); 23] = [
         (&["session", "show", "1234567800000001"], 1, "session list"),
+        // Which one it is, for who goes through many.
+        (
+            &["session", "rotate", "1234567800000001"],
+            1,
+            "no session has this identifier: 1234567800000001",
+        ),
+        (
+            &["terminal", "resume", "1234567800000001"],
+            1,
+            "no terminal has this registration id: 1234567800000001",
+        ),
+        (
+            &["app", "key", "list", "nonesuch"],
+            1,
+            "no application has this name: nonesuch",
+        ),
+        (
+            &["app", "key", "remove", APP, "1234567800000001"],
+            1,
+            "no such key or certificate: 1234567800000001",
+        ),
+        // It would end at once.
+        (
+            &["session", "rotate", &session.id, "--within", "0s"],
+            2,
+            "1s is the shortest",
+        ),
+        (
+            &["app", "set", APP, "--dscp", "64"],
+            2,
+            "from 0 to 63, or off",
+        ),
+        (
+            &["app", "set", APP, "--max-payload", "1201"],
+            2,
+            "from 0 to 1200, or off",
+        ),
+        (
+            &["app", "quota", APP, "--sessions", "many"],
+            2,
+            "write for example 100 or off",
+        ),
+        (
+            &["terminal", "list", "--address", "nonsense"],
+            2,
+            "neither an address nor a prefix",
+        ),
+        (
+            &["app", "monitor", APP, "--inactive-after", "2y"],
+            2,
+            "is not between 1s and 1y",
+        ),
+        (
+            &["trace", "session", &session.id, "--pcap", "/nonexistent/x"],
+            1,
+            "can't write /nonexistent/x: No such file or directory\n",
+        ),
         (
             &["session", "revoke", "1234567800000001"],
             1,
@@ -330,12 +389,12 @@ fn a_failure_says_what_to_do_and_sets_the_exit_code() {
         ),
         (&["app", "remove", "nonesuch"], 1, "app list"),
         (&["app", "add", APP], 1, "app list"),
-        (&["app", "add", "no spaces"], 1, "1 to 64"),
+        (&["app", "add", "no spaces"], 2, "1 to 64"),
         (&["app", "show", "nonesuch"], 1, "app list"),
         (
             &["app", "set", APP, "--burst", "3"],
-            1,
-            "rate: there is none",
+            2,
+            "rate: a burst belongs to one",
         ),
         (&["app", "set", APP], 2, "--rate"),
         (
@@ -359,6 +418,19 @@ fn a_failure_says_what_to_do_and_sets_the_exit_code() {
         let problem: Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|_| panic!("{arguments:?}: no JSON"));
         assert!(problem["error"].is_string(), "{problem}");
+    }
+}
+
+#[test]
+fn options_of_all_commands_are_apart_from_those_of_one() {
+    let help = alone(&["app", "set", "--help"]).stdout;
+    let help = String::from_utf8(help).unwrap();
+    let (own, of_all) = help.split_once("\nOptions of all commands:\n").unwrap();
+    for option in ["--rate", "--source", "--return-acks"] {
+        assert!(own.contains(option) && !of_all.contains(option), "{help}");
+    }
+    for option in ["--json", "--socket"] {
+        assert!(of_all.contains(option), "{help}");
     }
 }
 

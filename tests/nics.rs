@@ -203,10 +203,14 @@ fn who_asks_for_what_cannot_be_is_told_what_to_do() {
     let story = with_third_nic("push-nics-2");
     let lab = &story.lab;
     let third = THIRD[0];
-    let cases: [(&[&str], &[&str]); 8] = [
+    let cases: [(&[&str], &[&str]); 9] = [
         (
             &["nic", "attach", "nonesuch", "--role", "internal"],
             &["there is no NIC nonesuch", "`ip -br link` lists"],
+        ),
+        (
+            &["nic", "attach", "nonesuch", "--role", "both"],
+            &["there is no NIC nonesuch"],
         ),
         (
             &["nic", "attach", "gw-dev", "--role", "internal"],
@@ -222,7 +226,7 @@ fn who_asks_for_what_cannot_be_is_told_what_to_do() {
         ),
         (
             &["nic", "attach", "gw-met", "--role", "external"],
-            &["is missing; write to which addresses"],
+            &["gw-met: trigger_addresses is missing; write to which addresses"],
         ),
         (
             &[

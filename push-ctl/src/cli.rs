@@ -38,15 +38,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Over the options that all commands have, apart from a command's own.
+const EVERYWHERE: &str = "Options of all commands";
+
 /// Controller and operator's tool of the push gateway.
 #[derive(Debug, Parser)]
 #[command(name = "push-ctl", version, max_term_width = 110)]
 pub struct Cli {
     /// Print JSON, errors too
-    #[arg(short, long, global = true, alias = "json-lines")]
+    #[arg(short, long, global = true, alias = "json-lines", help_heading = EVERYWHERE)]
     json: bool,
     /// Socket of the daemon, the `admin_socket` of its configuration
-    #[arg(long, global = true, env = "PUSH_SOCKET", value_name = "FILE", default_value = config::DEFAULT_ADMIN_SOCKET)]
+    #[arg(long, global = true, env = "PUSH_SOCKET", value_name = "FILE", default_value = config::DEFAULT_ADMIN_SOCKET, help_heading = EVERYWHERE)]
     socket: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -94,7 +97,7 @@ enum Command {
     /// The configuration of the daemon
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// What the daemon keeps, looked at without it
+    /// What the daemon keeps on disk, whether or not it runs
     #[command(subcommand)]
     Store(Store),
     /// Write everything that helps to find out what is wrong into one file, without secrets or devices
@@ -135,9 +138,9 @@ impl ConfigFile {
 
 #[derive(Debug, Subcommand)]
 enum App {
-    /// Add an application and print its key, which can't be had later
+    /// Add an application and print its key, which can't be shown again
     Add {
-        /// 1 to 64 of the characters A-Z a-z 0-9 . _ -
+        /// Name of the application: 1 to 64 of the characters A-Z a-z 0-9 . _ -
         name: String,
         #[command(flatten)]
         policy: PolicyOptions,
@@ -146,25 +149,25 @@ enum App {
     List,
     /// Show one application, and what it may do
     Show {
-        /// Its name
+        /// Name of the application
         name: String,
     },
     /// Change what an application may do, from now on and for all of its sessions; `off` takes a rule back
     #[command(group(ArgGroup::new("rules").args(policy::OPTIONS).required(true).multiple(true)))]
     Set {
-        /// Its name
+        /// Name of the application
         name: String,
         #[command(flatten)]
         policy: PolicyOptions,
     },
-    /// By what the servers of an application identify themselves
+    /// Keys and certificates by which the servers of an application identify themselves
     #[command(subcommand)]
     Key(servers::Key),
     Monitor(servers::Monitor),
     Quota(servers::Quota),
     /// Remove an application; its sessions end
     Remove {
-        /// Its name
+        /// Name of the application
         name: String,
     },
 }
@@ -225,6 +228,8 @@ impl Output {
 struct Failure {
     error: String,
     hint: Option<String>,
+    /// Whether the arguments are to blame, whatever the state of things is.
+    is_usage: bool,
 }
 
 impl Failure {
@@ -232,21 +237,39 @@ impl Failure {
         Self {
             error: error.into(),
             hint: None,
+            is_usage: false,
         }
     }
 
     fn with_hint(error: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
-            error: error.into(),
             hint: Some(hint.into()),
+            ..Self::new(error)
+        }
+    }
+
+    /// The arguments make no sense.
+    fn usage(error: impl Into<String>) -> Self {
+        Self {
+            is_usage: true,
+            ..Self::new(error)
+        }
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        if self.is_usage {
+            ExitCode::from(2)
+        } else {
+            ExitCode::FAILURE
         }
     }
 
     fn report(&self, as_json: bool) {
+        let error = people::without_error_numbers(&self.error);
         if as_json {
             print(&format!(
                 "{}\n",
-                json!({ "error": self.error, "hint": self.hint })
+                json!({ "error": error, "hint": self.hint })
             ));
             return;
         }
@@ -256,7 +279,7 @@ impl Failure {
             .map(|hint| format!("hint: {hint}\n"))
             .unwrap_or_default();
         // If nobody reads it there is nobody to tell.
-        let _unread = write!(io::stderr(), "push-ctl: {}\n{hint}", self.error);
+        let _unread = write!(io::stderr(), "push-ctl: {error}\n{hint}");
     }
 }
 
@@ -283,7 +306,7 @@ pub fn main() -> ExitCode {
         }
         Err(failure) => {
             failure.report(as_json);
-            ExitCode::FAILURE
+            failure.exit_code()
         }
     }
 }

@@ -11,6 +11,7 @@ mod tests;
 use crate::admin::api::Status;
 use crate::config::Config;
 use serde::Serialize;
+use std::path::Path;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -33,7 +34,8 @@ pub struct Finding {
     pub verdict: Verdict,
     /// What was found.
     pub found: String,
-    /// What to do about it.
+    /// What to do about it: a sentence, or a command, which can be pasted as it is, with what else there is to say as
+    /// the shell's comment.
     pub fix: Option<String>,
 }
 
@@ -53,6 +55,15 @@ impl Finding {
             fix: Some(fix.into()),
             ..Self::ok(check, found)
         }
+    }
+
+    /// Of something that this user may not look at.
+    fn unseen(check: impl Into<String>, path: &Path) -> Self {
+        Self::warn(
+            check,
+            format!("{} is not for this user to see", path.display()),
+            "run as root, or as the user of the daemon",
+        )
     }
 
     fn fail(check: impl Into<String>, found: impl Into<String>, fix: impl Into<String>) -> Self {
@@ -77,8 +88,8 @@ pub struct Report {
 pub struct Patient<'a> {
     /// The configuration, or why there is none, and what to do about it.
     pub config: Result<&'a Config, (String, String)>,
-    /// What the daemon says, or why it says nothing.
-    pub daemon: Result<&'a Status, String>,
+    /// What the daemon says, or why it says nothing, and what to do about it.
+    pub daemon: Result<&'a Status, (String, String)>,
 }
 
 /// Looks at everything.
@@ -97,7 +108,10 @@ pub async fn examine(patient: &Patient<'_>) -> Report {
                 format!("{} is right", config.path.display()),
             ));
             findings.push(machine::pin_dir(&config.pin_dir));
-            findings.extend(network::look(config, patient.daemon.as_ref().ok().copied()).await);
+            findings.extend(match process.and_then(network::elsewhere) {
+                Some(elsewhere) => vec![elsewhere],
+                None => network::look(config, patient.daemon.as_ref().ok().copied()).await,
+            });
             findings.extend(files::look(config));
         }
         Err((why, fix)) => findings.push(Finding::fail("configuration", why, fix)),
@@ -143,10 +157,10 @@ fn daemon(patient: &Patient<'_>) -> Finding {
             ),
             "restart the daemon, or use the push-ctl it was started with",
         ),
-        Err(why) => Finding::warn(
+        Err((why, fix)) => Finding::warn(
             "daemon",
             why,
-            "start it with `systemctl start push` or `push-ctl run -c FILE`; what follows is about this machine and user",
+            format!("{fix}; what follows is about this machine and user"),
         ),
     }
 }

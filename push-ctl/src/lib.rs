@@ -21,6 +21,7 @@
 //! | [`emulate`] | devices, for those who integrate and to put load on all of it |
 //! | [`doctor`] | what push needs of a machine, looked at |
 //! | [`upgrade`] | another push-ctl takes the place of this one |
+//! | `durations` | lengths of time as people read them |
 //! | [`service`] | what the service manager is told |
 //! | [`cli`] | the command line: starts the daemon, or asks it |
 //!
@@ -35,6 +36,7 @@ pub mod controller;
 pub mod credentials;
 pub mod dataplane;
 pub mod doctor;
+mod durations;
 pub mod emulate;
 pub mod events;
 pub mod external;

@@ -5,7 +5,7 @@ use super::gateway::kernel_problem;
 use super::{Answer, Daemon, Operator, Peer};
 use crate::config::{self, Role};
 use crate::controller::Controller;
-use crate::dataplane::{self, NicCounters, NicRefusal};
+use crate::dataplane::{self, NicCounters, NicRefusal, survey};
 use crate::problem::{Problem, Segment};
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
@@ -59,6 +59,10 @@ async fn attach_checked(operator: &Operator, asked: &AttachNic) -> Answer<NicAtt
         role,
         trigger_addresses,
     };
+    let seen = survey::nic(&nic.name).await;
+    if seen.map_err(|error| kernel_problem(&error))?.is_none() {
+        return Err(NicRefusal::Unknown(nic.name).into());
+    }
     let is = statuses(operator).await?;
     check(&operator.daemon.in_force.config(), &is, &nic)?;
     operator.controller.attach_nic((&nic).into()).await??;
@@ -67,10 +71,17 @@ async fn attach_checked(operator: &Operator, asked: &AttachNic) -> Answer<NicAtt
     let status = status.ok_or_else(|| Problem::from(NicRefusal::NotAttached(nic.name.clone())))?;
     let mut warnings = Vec::new();
     if !status.configured {
-        warnings.push(format!(
-            "{} is not in the configuration like this: the next start of the daemon detaches it, unless there is a [[nic]] for it",
-            nic.name
-        ));
+        let name = &nic.name;
+        let config = operator.daemon.in_force.config();
+        warnings.push(if config.nic.iter().any(|nic| nic.name == *name) {
+            format!(
+                "the configuration has another role or other trigger addresses for {name}: the next start of the daemon goes by it"
+            )
+        } else {
+            format!(
+                "{name} is not in the configuration: the next start of the daemon detaches it, unless there is a [[nic]] for it"
+            )
+        });
     }
     if status.mode == "generic" {
         warnings.push(format!(
@@ -135,7 +146,10 @@ fn check(config: &config::Config, is: &[NicStatus], nic: &config::Nic) -> Result
         .0
         .iter()
         .filter(|problem| problem.key.starts_with(&its_own) || problem.key == "nic.name")
-        .map(|problem| problem.what.clone())
+        .map(|problem| match problem.key.strip_prefix(&its_own) {
+            Some(key) => format!("{} {}", key.trim_start_matches('.'), problem.what),
+            None => problem.what.clone(),
+        })
         .collect();
     if of_it.is_empty() {
         return Ok(());

@@ -105,7 +105,7 @@ fn changed_rate(rate: Option<&Rate>, asked: &RateChange) -> Result<Rate, String>
         .interval_ns
         .map(Duration::from_nanos)
         .or_else(|| rate.map(|rate| rate.interval))
-        .ok_or("rate: there is none, to which a burst would belong; give both")?;
+        .ok_or("rate: a burst belongs to one, and there is none: give both")?;
     if interval.is_zero() || interval > MAX_INTERVAL {
         return Err(format!(
             "rate: one trigger in {} is not between one in 1ns and one in 24h",
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_named() {
         let cases = [
-            (r#"{"rate": {"burst": 3}}"#, "rate: there is none"),
+            (r#"{"rate": {"burst": 3}}"#, "rate: a burst belongs to one"),
             (r#"{"rate": {"interval_ns": 0}}"#, "rate: one trigger in 0s"),
             (
                 r#"{"rate": {"interval_ns": 86400000000001}}"#,

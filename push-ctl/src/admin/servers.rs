@@ -7,6 +7,7 @@ use super::api::{
 use super::apps::{app_status, rfc3339};
 use super::{Answer, Operator, Peer};
 use crate::credentials::{ApiKey, Certificate};
+use crate::durations;
 use crate::monitoring::StatusUrl;
 use crate::problem::{Problem, Segment, TwoSegments};
 use crate::sessions::records::{
@@ -330,8 +331,11 @@ fn monitor(asked: &MonitorStatus) -> Result<Monitor, String> {
         if range.contains(&duration) {
             return Ok(duration);
         }
-        let [from, to] = [range.start(), range.end()].map(|&end| humantime::format_duration(end));
-        Err(format!("{key}: {seconds} is not between {from} and {to}"))
+        let [from, to] = [range.start(), range.end()].map(|&end| durations::short(end));
+        Err(format!(
+            "{key}: {} is not between {from} and {to}",
+            durations::short(duration)
+        ))
     };
     let url = url.as_deref().map(str::parse::<StatusUrl>).transpose();
     let url = url.map_err(|error| format!("url: {error}"))?;

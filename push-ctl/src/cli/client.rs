@@ -4,7 +4,7 @@ use super::people::amount;
 use super::{Failure, Output, live};
 use crate::admin::api::Listing;
 use crate::problem::Problem;
-use reqwest::{Body, Client, Method, RequestBuilder, Response};
+use reqwest::{Body, Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::error::Error;
@@ -239,15 +239,36 @@ async fn succeeded(socket: &Path, request: RequestBuilder) -> Result<Response, F
     if response.status().is_success() {
         return Ok(response);
     }
+    let asked = response.url().clone();
     let body = response
         .bytes()
         .await
         .map_err(|e| unreachable(socket, &e))?;
     let problem: Problem = serde_json::from_slice(&body).map_err(|_| not_understood(socket))?;
     Err(Failure {
-        error: problem.detail,
-        hint: hint(&problem.kind),
+        hint: hint(&problem),
+        is_usage: problem.status == StatusCode::BAD_REQUEST.as_u16(),
+        ..Failure::new(named(&problem, &asked))
     })
+}
+
+/// What is wrong, and with what: whoever goes through a list by script sees which one it was.
+fn named(problem: &Problem, asked: &Url) -> String {
+    let collection = match problem.name() {
+        "unknown-app" => "apps",
+        "unknown-credential" => "credentials",
+        "unknown-session" => "sessions",
+        "unknown-terminal" => "terminals",
+        _ => return problem.detail.clone(),
+    };
+    let mut segments = asked.path_segments().into_iter().flatten();
+    match segments
+        .find(|&segment| segment == collection)
+        .and(segments.next())
+    {
+        Some(name) => format!("{}: {name}", problem.detail),
+        None => problem.detail.clone(),
+    }
 }
 
 /// It is something else that answers.
@@ -260,8 +281,8 @@ pub(super) fn not_understood(socket: &Path) -> Failure {
     Failure::with_hint(error, "use the push-ctl that the daemon was started with")
 }
 
-fn hint(kind: &str) -> Option<String> {
-    let hint = match kind.strip_prefix("urn:push:problem:")? {
+fn hint(problem: &Problem) -> Option<String> {
+    let hint = match problem.name() {
         "unknown-app" | "app-exists" | "apps-full" => "`push-ctl app list` shows which there are",
         "unknown-credential" => "`push-ctl app key list NAME` shows which there are",
         "unknown-session" => "`push-ctl session list` shows which there are",
@@ -296,7 +317,7 @@ fn unreachable(socket: &Path, error: &reqwest::Error) -> Failure {
     match source.map(io::Error::kind) {
         Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Failure::with_hint(
             format!("no daemon listens on {socket}"),
-            "start it with `push-ctl run -c FILE`, or name its admin_socket with --socket or PUSH_SOCKET",
+            "start it with `systemctl start push` or `push-ctl run -c FILE`, or name its admin_socket with --socket or PUSH_SOCKET",
         ),
         Some(io::ErrorKind::PermissionDenied) => Failure::with_hint(
             format!("not allowed to open {socket}"),

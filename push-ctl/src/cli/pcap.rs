@@ -5,11 +5,10 @@ use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPa
 use pcap_file::pcapng::blocks::interface_description::{
     InterfaceDescriptionBlock, InterfaceDescriptionOption,
 };
-use pcap_file::{DataLink, PcapError, PcapResult};
+use pcap_file::{DataLink, PcapResult};
 use push_common::watch::SNAP_BYTES;
 use std::borrow::Cow;
 use std::fs::File;
-use std::path::Path;
 use std::time::Duration;
 
 /// Times are in nanoseconds: 10 to the power of minus this.
@@ -36,9 +35,9 @@ pub(super) struct Packet<'a> {
 }
 
 impl Pcap {
-    pub(super) fn create(path: &Path) -> PcapResult<Self> {
+    pub(super) fn create(file: File) -> PcapResult<Self> {
         Ok(Self {
-            writer: PcapNgWriter::new(File::create(path).map_err(PcapError::IoError)?)?,
+            writer: PcapNgWriter::new(file)?,
             nics: Vec::new(),
         })
     }

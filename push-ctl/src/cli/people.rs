@@ -27,7 +27,15 @@ impl Table {
                         | "PASSED"
                         | "DROPPED"
                         | "SESSIONS"
-                        | "TERMINALS")
+                        | "TERMINALS"
+                        | "ANSWERED"
+                        | "LOST"
+                        | "REPEATED"
+                        | "PER SECOND"
+                        | "P50"
+                        | "P99"
+                        | "P99.9"
+                        | "MAX")
                 )
             ) {
                 column.set_cell_alignment(CellAlignment::Right);
@@ -132,7 +140,18 @@ pub(super) fn milliseconds(number: f64) -> String {
 
 /// `1h 5m`
 pub(super) fn lifetime(seconds: u64) -> String {
-    humantime::format_duration(Duration::from_secs(seconds)).to_string()
+    crate::durations::short(Duration::from_secs(seconds))
+}
+
+/// What the operating system said, in its words alone: its number tells people nothing more.
+pub(super) fn without_error_numbers(text: &str) -> String {
+    let mut rest = text;
+    let mut kept = String::new();
+    while let Some((before, after)) = rest.split_once(" (os error ") {
+        kept += before;
+        rest = after.split_once(')').map_or("", |(_, after)| after);
+    }
+    kept + rest
 }
 
 /// `5m ago`
@@ -184,6 +203,21 @@ mod tests {
             (plural(1_u64, "session"), plural(0_u64, "session")),
             ("1 session".into(), "0 sessions".into())
         );
+    }
+
+    #[test]
+    fn the_number_of_an_error_is_left_out() {
+        let cases = [
+            (
+                "can't read x: No such file or directory (os error 2)",
+                "can't read x: No such file or directory",
+            ),
+            ("a (os error 1); b (os error 22): c", "a; b: c"),
+            ("nothing of the kind", "nothing of the kind"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(without_error_numbers(text), expected);
+        }
     }
 
     #[test]

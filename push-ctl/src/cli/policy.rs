@@ -3,6 +3,7 @@
 use super::Failure;
 use crate::admin::api::{PolicyChange, RateChange};
 use ipnet::IpNet;
+use push_common::wire::MAX_PAYLOAD_LEN;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::str::FromStr;
@@ -29,13 +30,13 @@ pub(super) struct PolicyOptions {
     source: Vec<Setting<Prefix>>,
     /// Longest payload that is let through
     #[arg(long, value_name = "BYTES|off")]
-    max_payload: Option<Setting<u16>>,
+    max_payload: Option<Setting<Bounded<{ MAX_PAYLOAD_LEN as u16 }>>>,
     /// Let no payload through; the same as --max-payload 0
     #[arg(long, conflicts_with = "max_payload")]
     no_payload: bool,
     /// Differentiated services code point that triggers get
     #[arg(long, value_name = "0..63|off")]
-    dscp: Option<Setting<u8>>,
+    dscp: Option<Setting<Bounded<63>>>,
     /// Within this time of a delivery, absorb triggers with the same collapse key
     #[arg(long, value_name = "DURATION|off")]
     coalesce: Option<Setting<humantime::Duration>>,
@@ -64,7 +65,7 @@ impl PolicyOptions {
             (None, None) => None,
             (Some(Setting::Off), None) => Some(None),
             (Some(Setting::Off), Some(_)) => {
-                return Err(Failure::new("--burst makes no sense with --rate off"));
+                return Err(Failure::usage("--burst makes no sense with --rate off"));
             }
             (None, burst @ Some(_)) => Some(Some(RateChange {
                 interval_ns: None,
@@ -80,7 +81,7 @@ impl PolicyOptions {
         } else {
             self.max_payload
                 .as_ref()
-                .map(|bytes| bytes.value().copied())
+                .map(|bytes| bytes.value().map(|&Bounded(bytes)| bytes))
         };
         let window_ms =
             |window: &humantime::Duration| u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
@@ -88,7 +89,10 @@ impl PolicyOptions {
             rate,
             sources: self.sources()?,
             max_payload_bytes: max_payload,
-            dscp: self.dscp.as_ref().map(|dscp| dscp.value().copied()),
+            dscp: self
+                .dscp
+                .as_ref()
+                .map(|dscp| dscp.value().map(|&Bounded(dscp)| dscp as u8)),
             coalescing_window_ms: self
                 .coalesce
                 .as_ref()
@@ -111,7 +115,7 @@ impl PolicyOptions {
                     .map(|Prefix(prefix)| prefix.to_string());
                 Ok(Some(texts.collect()))
             }
-            _ => Err(Failure::new(
+            _ => Err(Failure::usage(
                 "--source off makes no sense with another --source",
             )),
         }
@@ -191,6 +195,21 @@ impl FromStr for RateText {
             number,
             interval_ns: u64::try_from(interval_ns).map_err(|_| BadRate)?,
         })
+    }
+}
+
+/// A number from 0 to `MAX`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bounded<const MAX: u16>(u16);
+
+impl<const MAX: u16> FromStr for Bounded<MAX> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(number) if number <= MAX => Ok(Self(number)),
+            Ok(_) | Err(_) => Err(format!("write a number from 0 to {MAX}, or off")),
+        }
     }
 }
 

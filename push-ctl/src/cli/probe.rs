@@ -19,7 +19,7 @@ use push_common::token::Token;
 use push_common::wire::{Flags, SessionId, TRIGGER_HEADER_LEN, TriggerHeader};
 use serde::Serialize;
 use serde_json::json;
-use server::{NotValidated, Validated};
+use server::{NotValidated, Trust, Validated};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ pub(super) struct Probe {
     /// Where application servers validate tokens: `https://` and an address of `external.listen`
     #[arg(long, value_name = "URL", value_parser = external)]
     external: String,
-    /// Certificates of those by whom the gateway's may be signed; of a self-made one, itself
+    /// PEM file with the certificates of those who may have signed the gateway's; for a self-signed one, with itself
     #[arg(
         long,
         value_name = "FILE",
@@ -120,7 +120,7 @@ struct Broken {
 
 impl Steps {
     fn tell(&self, step: &str, outcome: Mark, took: Option<Duration>, text: &str) {
-        let took_ms = took.map(|took| took.as_secs_f64() * 1e3);
+        let took_ms = took.map(in_milliseconds);
         let line = if self.as_json {
             let told = Told {
                 step,
@@ -166,9 +166,13 @@ pub(super) fn probe(options: &Probe, socket: &Path, as_json: bool) -> Result<Out
             Err("not an application's key: expected `pak_` and what follows".to_owned())
         }
     })?;
+    let trust = server::trusting(&options.ca).map_err(|error| {
+        let hint = "--ca has to be a PEM file with the certificates of those who sign the gateway's; for a self-signed one, with itself";
+        Failure::with_hint(error.to_string(), hint)
+    })?;
     let steps = Steps { as_json };
     let (phone, address) = switch_on(options)?;
-    let outcome = walk(options, socket, &key, &phone, address, &steps);
+    let outcome = walk(options, socket, (&key, trust), &phone, address, &steps);
     if let Err(broken) = &outcome {
         steps.tell(broken.step, Mark::Failed, None, &broken.error);
     }
@@ -209,7 +213,12 @@ fn spread(mut times: Vec<Duration>) -> Option<[f64; 3]> {
     times.sort();
     let (first, last) = (times.first()?, times.last()?);
     let middle = times.get(times.len() / 2)?;
-    Some([first, middle, last].map(|time| time.as_secs_f64() * 1e3))
+    Some([first, middle, last].map(|&time| in_milliseconds(time)))
+}
+
+/// To the microsecond: what is below that is noise.
+fn in_milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// The device, which begins to register, and where it is.
@@ -250,13 +259,13 @@ fn switch_on(options: &Probe) -> Result<(Phone, SocketAddr), Failure> {
 fn walk(
     options: &Probe,
     socket: &Path,
-    key: &str,
+    (key, trust): (&str, Trust),
     phone: &Phone,
     address: SocketAddr,
     steps: &Steps,
 ) -> Result<Journey, Broken> {
     let (id, token) = be_admitted(options, phone, address, steps)?;
-    let validated = prove(options, key, id, &token, steps)?;
+    let validated = prove(options, key, trust, id, &token, steps)?;
     let before = counters(socket);
     let journey = travel(options, phone, &validated, id, &token)?;
     let sent = format!("{} to {}", plural(journey.sent, "trigger"), validated.to);
@@ -334,6 +343,7 @@ fn be_admitted(
 fn prove(
     options: &Probe,
     key: &str,
+    trust: Trust,
     id: SessionId,
     token: &Token,
     steps: &Steps,
@@ -344,10 +354,10 @@ fn prove(
         let place = server::host_and_port(&options.external);
         let place = place.ok_or_else(|| std::io::Error::other("no such place"))?;
         let token = String::from_utf8_lossy(&text);
-        let (ca, limit) = (&options.ca, *options.timeout);
+        let limit = *options.timeout;
         Ok(server::validate(
             place,
-            ca,
+            trust,
             &id.to_string(),
             &token,
             key,
@@ -376,7 +386,7 @@ fn prove(
             },
         )),
         Ok(Err(NotValidated::Unreachable(error))) => Err(broken(
-            format!("{} doesn't answer: {error}", options.external),
+            format!("{} can't be asked: {error}", options.external),
             "is it in `external.listen` (`push-ctl status`), and is --ca right? `curl --cacert FILE URL/openapi.json` tells more",
         )),
         Err(error) => Err(broken(

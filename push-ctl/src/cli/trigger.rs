@@ -135,13 +135,21 @@ pub(super) fn read_secret<T>(
     };
     read.map_err(|error| cannot_read(path, &error))?;
     let secret =
-        parse(text.trim()).map_err(|error| Failure::new(format!("{}: {error}", path.display())));
+        parse(text.trim()).map_err(|error| Failure::new(format!("{}: {error}", named(path))));
     zeroize::Zeroize::zeroize(&mut text);
     secret
 }
 
 fn cannot_read(path: &Path, error: &io::Error) -> Failure {
-    Failure::new(format!("can't read {}: {error}", path.display()))
+    Failure::new(format!("can't read {}: {error}", named(path)))
+}
+
+fn named(path: &Path) -> String {
+    if path == Path::new("-") {
+        "stdin".to_owned()
+    } else {
+        path.display().to_string()
+    }
 }
 
 /// The time as a sequence number. Waits for it to begin, so that whoever sends two triggers one after the

@@ -2,9 +2,10 @@
 
 use super::Finding;
 use crate::config::Config;
-use crate::store::inspect;
+use crate::store::{StoreError, inspect};
 use nix::sys::statvfs::statvfs;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -35,7 +36,26 @@ fn store(config: &Config) -> Finding {
                 ),
             );
         }
-        Err(error) => return Finding::fail("store", error.to_string(), "see what it says"),
+        Err(StoreError::Io { path, cause, .. }) if cause.kind() == ErrorKind::PermissionDenied => {
+            return Finding::unseen("store", &path);
+        }
+        Err(error) => {
+            let fix = match &error {
+                StoreError::Damaged { path, .. } => format!(
+                    "stop the daemon, then put a backup in its place, or `mv {0} {0}.damaged` to start empty",
+                    path.display()
+                ),
+                StoreError::OtherVersion { path, .. } => format!(
+                    "use the push-ctl that made it, or `mv {0} {0}.old` to start empty",
+                    path.display()
+                ),
+                StoreError::InUse(_) | StoreError::Io { .. } | StoreError::Write { .. } => {
+                    "the file, and the directory it is in, have to be the daemon's user's own"
+                        .to_owned()
+                }
+            };
+            return Finding::fail("store", error.to_string(), fix);
+        }
     };
     let path = inspected.path.display().to_string();
     let mode = fs::metadata(&inspected.path).map_or(0, |about| about.permissions().mode() & 0o777);
@@ -83,13 +103,16 @@ fn certificate(config: &Config) -> Finding {
         ),
     };
     let shown = path.display();
-    if config.external.certificate.is_none() && !path.exists() {
+    if config.external.certificate.is_none() && matches!(path.try_exists(), Ok(false)) {
         return Finding::ok("certificate", "self-signed; it will be made");
     }
-    let not_after = fs::read(path)
-        .map_err(|error| error.to_string())
-        .and_then(|pem| expiry(&pem));
-    let not_after = match not_after {
+    let pem = match fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            return Finding::unseen("certificate", path);
+        }
+        pem => pem.map_err(|error| error.to_string()),
+    };
+    let not_after = match pem.and_then(|pem| expiry(&pem)) {
         Ok(not_after) => not_after,
         Err(why) => {
             return Finding::fail(

@@ -81,7 +81,7 @@ fn clock() -> Finding {
         Finding::warn(
             "clock",
             "not synchronised: lifetimes, sequence numbers made of the time, and certificates depend on it",
-            "timedatectl set-ntp true, or run chrony or systemd-timesyncd",
+            "timedatectl set-ntp true  # or run chrony, or systemd-timesyncd",
         )
     }
 }
@@ -98,6 +98,9 @@ fn is_clock_synchronised() -> bool {
 
 /// Where the pins are, or would be.
 pub(super) fn pin_dir(directory: &Path) -> Finding {
+    if directory.try_exists().is_err() {
+        return Finding::unseen("pin_dir", directory);
+    }
     let shown = directory.display();
     let mut existing = directory.ancestors().filter(|path| path.is_dir());
     let existing = existing.next().unwrap_or(Path::new("/"));
@@ -106,7 +109,7 @@ pub(super) fn pin_dir(directory: &Path) -> Finding {
             return Finding::warn(
                 "pin_dir",
                 format!("no bpffs is mounted at {}", existing.display()),
-                "mount -t bpf bpf /sys/fs/bpf; run as root, the daemon does so itself",
+                "mount -t bpf bpf /sys/fs/bpf  # run as root, the daemon does so itself",
             );
         }
         return Finding::fail(

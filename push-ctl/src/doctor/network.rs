@@ -24,11 +24,12 @@ pub(super) async fn look(config: &Config, daemon: Option<&Status>) -> Vec<Findin
                 findings.push(attachment(&check, nic, &seen, config, daemon));
                 findings.extend(link(&check, &seen));
                 findings.extend(addresses_of(nic, &seen, &addresses));
+                findings.extend(switches(nic));
             }
             Ok(None) => findings.push(Finding::fail(
                 check,
                 "there is no such NIC in this network namespace",
-                "`ip -br link` lists them; name one in [[nic]], or look in the namespace of the daemon",
+                "`ip -br link` lists them; name one in [[nic]], or look in the namespace that the daemon is to run in",
             )),
             Err(error) => findings.push(Finding::fail(
                 check,
@@ -36,7 +37,6 @@ pub(super) async fn look(config: &Config, daemon: Option<&Status>) -> Vec<Findin
                 "the kernel has to be asked by netlink; is this a sandbox?",
             )),
         }
-        findings.extend(switches(nic));
     }
     findings.extend(mtu(&mtus));
     for realm in &config.realm {
@@ -44,6 +44,19 @@ pub(super) async fn look(config: &Config, daemon: Option<&Status>) -> Vec<Findin
     }
     findings.extend(neighbour_tables(config, &neighbours));
     findings
+}
+
+/// If the daemon's NICs aren't there to be looked at from here.
+pub(super) fn elsewhere(daemon: i32) -> Option<Finding> {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    let (theirs, ours) = (namespace(&daemon.to_string())?, namespace("self")?);
+    (theirs != ours).then(|| {
+        Finding::fail(
+            "namespace",
+            "the daemon is in another network namespace: NICs, addresses and neighbours can't be looked at from here",
+            format!("nsenter --net=/proc/{daemon}/ns/net push-ctl doctor"),
+        )
+    })
 }
 
 /// Whether push is on the NIC, or could be.
@@ -88,7 +101,7 @@ fn attachment(
                 check,
                 format!("another XDP program, id {id}, is attached to it"),
                 format!(
-                    "ip link set dev {} xdp off, or remove the pin of its link",
+                    "ip link set dev {} xdp off  # or remove the pin of its link",
                     nic.name
                 ),
             )
@@ -125,7 +138,7 @@ fn link(check: &str, seen: &NicSurvey) -> Vec<Finding> {
         findings.push(Finding::fail(
             format!("link:{name}"),
             "down, or without a carrier",
-            format!("ip link set dev {name} up, and look at the cable"),
+            format!("ip link set dev {name} up  # and look at the cable"),
         ));
     }
     if seen.merges {
@@ -172,7 +185,7 @@ fn addresses_of(
             nic.name
         ),
         format!(
-            "ip address add {missing} dev {}, unless it is routed here",
+            "ip address add {missing} dev {}  # unless it is routed here",
             nic.name
         ),
     ))
@@ -224,7 +237,7 @@ fn mtu(nics: &[(&Nic, u32)]) -> Option<Finding> {
                 nic.name
             ),
             format!(
-                "ip link set dev {} mtu {largest}, or limit payloads: push-ctl app set NAME --max-payload",
+                "ip link set dev {} mtu {largest}  # or limit payloads: push-ctl app set NAME --max-payload BYTES",
                 nic.name
             ),
         )

@@ -2,7 +2,7 @@ use super::*;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-fn config(folder: &std::path::Path) -> Config {
+fn config(folder: &Path) -> Config {
     let mut config: Config = toml::from_str(Config::example()).unwrap();
     config.path = PathBuf::from("push.toml");
     config.state_dir = folder.join("state");
@@ -21,7 +21,7 @@ fn verdict(report: &Report, check: &str) -> Verdict {
 async fn without_daemon_and_configuration_the_machine_is_looked_at() {
     let patient = Patient {
         config: Err(("no file".to_owned(), "write one".to_owned())),
-        daemon: Err("no daemon".to_owned()),
+        daemon: Err(("no daemon".to_owned(), "start it".to_owned())),
     };
     let report = examine(&patient).await;
     assert!(!report.healthy);
@@ -45,7 +45,7 @@ async fn what_is_bad_has_a_fix() {
     config.external.certificate = Some(certificate);
     let patient = Patient {
         config: Ok(&config),
-        daemon: Err("no daemon".to_owned()),
+        daemon: Err(("no daemon".to_owned(), "start it".to_owned())),
     };
     let report = examine(&patient).await;
     assert_eq!(verdict(&report, "store"), Verdict::Fail);

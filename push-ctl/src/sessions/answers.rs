@@ -127,7 +127,7 @@ pub enum OperatorRefusal {
     #[error("no terminal has this registration id")]
     UnknownTerminal,
     /// The terminal isn't in the first operative state.
-    #[error("the terminal is not in the first operative state ({})", .0.replace('_', " "))]
+    #[error("the terminal is in the second operative state ({})", .0.replace('_', " "))]
     NotProvisioned(&'static str),
     /// The terminal isn't suspended.
     #[error("the terminal is not suspended")]
@@ -139,7 +139,7 @@ pub enum OperatorRefusal {
     #[error("no session has this identifier")]
     UnknownSession,
     /// The session is over.
-    #[error("the session has ended already ({})", .0.label())]
+    #[error("the session has ended already ({})", .0.label().replace('_', " "))]
     SessionEnded(EndCause),
 }
 

@@ -4,6 +4,7 @@ use super::trigger_bytes;
 use crate::admin::api::{NicStatus, TraceStep};
 use crate::controller::View;
 use crate::dataplane::{Policy, SessionSeen, WaySeen, WayState};
+use crate::durations;
 use crate::sessions::records::{
     App, Availability, Left, OperativeState, Session, SessionState, Terminal,
 };
@@ -176,8 +177,8 @@ fn token(session: &Session, seen: &SessionSeen) -> TraceStep {
 
 fn sequence(newest: u64) -> TraceStep {
     let what = match newest {
-        0 => "sequence numbers have come as far as below 128".to_owned(),
-        newest => format!("sequence numbers have come as far as about {newest}"),
+        0 => "no sequence number above 127 has come yet".to_owned(),
+        newest => format!("the highest sequence number so far is about {newest}"),
     };
     let fix = (!replay::in_range(newest + 1))
         .then(|| "the app has to ask for another session: there is no higher one".to_owned());
@@ -346,6 +347,6 @@ fn mac(mac: [u8; 6]) -> String {
 fn in_seconds(time: Duration) -> String {
     match time.as_secs() {
         0 => "less than a second".to_owned(),
-        seconds => format_duration(Duration::from_secs(seconds)).to_string(),
+        _ => durations::short(time),
     }
 }

@@ -29,27 +29,27 @@ pub(in crate::cli) enum Terminal {
     List(TerminalList),
     /// Show one terminal
     Show {
-        /// Its registration id, 16 hexadecimal digits
+        /// Registration id of the terminal, 16 hexadecimal digits
         id: RegistrationId,
     },
-    /// Bar a terminal: its sessions end, and it may not have others until it is resumed
+    /// Bar a terminal: its sessions end, and it gets no others until it is resumed
     Suspend {
-        /// Its registration id, 16 hexadecimal digits
+        /// Registration id of the terminal, 16 hexadecimal digits
         id: RegistrationId,
     },
     /// Take a suspension back; the device is told
     Resume {
-        /// Its registration id, 16 hexadecimal digits
+        /// Registration id of the terminal, 16 hexadecimal digits
         id: RegistrationId,
     },
     /// Forget a terminal: its sessions end; it may register again
     Remove {
-        /// Its registration id, 16 hexadecimal digits
+        /// Registration id of the terminal, 16 hexadecimal digits
         id: RegistrationId,
     },
     /// Ask a device to refresh its registration
     Refresh {
-        /// Its registration id, 16 hexadecimal digits
+        /// Registration id of the terminal, 16 hexadecimal digits
         id: RegistrationId,
     },
 }
@@ -69,7 +69,7 @@ pub(in crate::cli) struct TerminalList {
     /// Only those in this state
     #[arg(long)]
     state: Option<TerminalStateFilter>,
-    /// By what they are sorted [default: endpoint]
+    /// What to sort them by [default: endpoint]
     #[arg(long)]
     sort: Option<TerminalOrder>,
     #[command(flatten)]
@@ -79,13 +79,13 @@ pub(in crate::cli) struct TerminalList {
 /// Which part of a list is shown.
 #[derive(Args, Debug)]
 struct Page {
-    /// The other way round
+    /// Sort the other way round
     #[arg(long)]
     reverse: bool,
-    /// Leave out so many at the beginning
+    /// Leave out this many at the beginning
     #[arg(long, value_name = "N")]
     offset: Option<usize>,
-    /// Show so many at most [default: 1000]
+    /// Show at most this many [default: 1000]
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 }
@@ -97,20 +97,20 @@ pub(in crate::cli) enum Session {
     List(SessionList),
     /// Show one session
     Show {
-        /// Its identifier, 16 hexadecimal digits
+        /// Identifier of the session, 16 hexadecimal digits
         id: SessionId,
     },
     /// End a session: its triggers are refused from now on
     Revoke {
-        /// Its identifier, 16 hexadecimal digits
+        /// Identifier of the session, 16 hexadecimal digits
         id: SessionId,
     },
     /// Have the app of a session fetch another token; the one before stays valid for `sessions.rotation_overlap`
     Rotate {
-        /// Its identifier, 16 hexadecimal digits
+        /// Identifier of the session, 16 hexadecimal digits
         id: SessionId,
-        /// End the session if that isn't done in this time, as in `10m`
-        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        /// End the session if that isn't done within this time, such as 10m
+        #[arg(long, value_name = "DURATION", value_parser = within)]
         within: Option<Duration>,
     },
     /// The tunnel by which the device of a session is reached
@@ -141,7 +141,7 @@ pub(in crate::cli) struct SessionList {
     /// Only those in this state
     #[arg(long)]
     state: Option<SessionStateFilter>,
-    /// By what they are sorted [default: slot]
+    /// What to sort them by [default: slot]
     #[arg(long)]
     sort: Option<SessionOrder>,
     #[command(flatten)]
@@ -153,7 +153,7 @@ pub(in crate::cli) struct SessionList {
 pub(in crate::cli) enum Tunnel {
     /// Reach the device of a session by GTP-U, wherever it moves
     Set {
-        /// The session, 16 hexadecimal digits
+        /// Identifier of the session, 16 hexadecimal digits
         id: SessionId,
         /// The other end; `gtpu.local` in the configuration needs an address of the same IP version
         #[arg(long, value_name = "ADDR")]
@@ -164,7 +164,7 @@ pub(in crate::cli) enum Tunnel {
     },
     /// Reach the device of a session by no tunnel
     Clear {
-        /// The session, 16 hexadecimal digits
+        /// Identifier of the session, 16 hexadecimal digits
         id: SessionId,
     },
 }
@@ -229,6 +229,17 @@ impl Session {
     }
 }
 
+/// Less than a second would end the session before its device could do anything about it.
+fn within(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time.as_secs() > 0 => Ok(time),
+        Ok(_) => {
+            Err("1s is the shortest; `push-ctl session revoke` ends a session at once".to_owned())
+        }
+        Err(_) => Err("write for example 90s or 10m".to_owned()),
+    }
+}
+
 /// A number, or its hexadecimal digits after `0x`.
 fn teid(text: &str) -> Result<u32, String> {
     let number = match text.strip_prefix("0x") {
@@ -243,6 +254,10 @@ fn teid(text: &str) -> Result<u32, String> {
 }
 
 fn terminal_list(socket: &Path, list: TerminalList) -> Result<Output, Failure> {
+    let is_filtered = list.endpoint.is_some()
+        || list.realm.is_some()
+        || list.address.is_some()
+        || list.state.is_some();
     let query = TerminalQuery {
         endpoint: list.endpoint,
         realm: list.realm,
@@ -257,7 +272,7 @@ fn terminal_list(socket: &Path, list: TerminalList) -> Result<Output, Failure> {
         socket,
         "/v1/terminals",
         &query,
-        |listing: &Listing<TerminalStatus>| {
+        move |listing: &Listing<TerminalStatus>| {
             let mut table = Table::new(&[
                 "TERMINAL", "ENDPOINT", "ADDRESS", "REALM", "STATE", "EXPIRES", "SESSIONS",
             ]);
@@ -272,12 +287,26 @@ fn terminal_list(socket: &Path, list: TerminalList) -> Result<Output, Failure> {
                     terminal.sessions.to_string(),
                 ]);
             }
-            table.or_say("No terminals.")
+            table.or_say(if is_filtered {
+                "No such terminals."
+            } else {
+                "No terminals."
+            })
         },
     )
 }
 
 fn session_list(socket: &Path, list: SessionList) -> Result<Output, Failure> {
+    let is_filtered = list.app.is_some()
+        || list.terminal.is_some()
+        || list.realm.is_some()
+        || list.address.is_some()
+        || list.state.is_some();
+    let none_text = match (is_filtered, list.all || list.state.is_some()) {
+        (false, _) => "No sessions.",
+        (true, true) => "No such sessions.",
+        (true, false) => "No such sessions; --all looks at those that are over, too.",
+    };
     let query = SessionQuery {
         app: list.app,
         terminal: list.terminal,
@@ -328,7 +357,7 @@ fn session_list(socket: &Path, list: SessionList) -> Result<Output, Failure> {
                     next_hop(session.next_hop.as_deref()),
                 ]);
             }
-            table.or_say("No sessions.")
+            table.or_say(none_text)
         },
     )
 }

@@ -1,7 +1,7 @@
 //! What is wrong with this machine.
 
 use crate::admin::api::Status;
-use crate::cli::people::{Table, plural};
+use crate::cli::people::{Table, plural, without_error_numbers};
 use crate::cli::{ConfigFile, Failure, Output, bad_config, client};
 use crate::config::Config;
 use crate::doctor::{self, Patient, Report, Verdict};
@@ -33,7 +33,11 @@ pub(super) fn examine(socket: &Path, file: &ConfigFile) -> Result<Report, Failur
     });
     let patient = Patient {
         config: config.as_ref().map_err(Clone::clone),
-        daemon: daemon.as_ref().map_err(|failure| failure.error.clone()),
+        daemon: daemon.as_ref().map_err(|failure| {
+            let hint = failure.hint.clone();
+            let hint = hint.unwrap_or_else(|| "its log may say why".to_owned());
+            (failure.error.clone(), hint)
+        }),
     };
     client::wait_for(async { Ok(doctor::examine(&patient).await) })
 }
@@ -49,7 +53,7 @@ fn people(report: &Report) -> String {
         table.row([
             verdict.to_owned(),
             finding.check.clone(),
-            finding.found.clone(),
+            without_error_numbers(&finding.found),
         ]);
         if let Some(fix) = &finding.fix {
             table.row([String::new(), String::new(), format!("-> {fix}")]);

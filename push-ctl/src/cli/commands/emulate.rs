@@ -68,7 +68,7 @@ pub(in crate::cli) struct DeviceOptions {
     /// How many devices begin to register per second, at most
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
-    /// How many devices may wait for answers at the same time
+    /// How many devices may be waiting for answers at the same time
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     at_once: u32,
     /// Refresh each registration this many times as soon as all devices are ready, to measure it
@@ -83,7 +83,7 @@ pub(in crate::cli) struct DeviceOptions {
     /// Write sessions and their tokens to this file, one line of JSON each; it can be read by its owner alone
     #[arg(long, value_name = "FILE", requires = "app")]
     tokens: Option<PathBuf>,
-    /// Tell only the sum of it at the end
+    /// Print only the totals, at the end
     #[arg(long)]
     summary: bool,
 }
@@ -146,7 +146,7 @@ fn devices(options: &DeviceOptions, as_json: bool) -> Result<Output, Failure> {
     } = summary;
     if ready < devices || lost > 0 {
         let text = format!(
-            "{} of {} didn't get what they want, and {} went unanswered",
+            "not ready: {} of {}; unanswered: {}",
             amount(devices.saturating_sub(ready) as u64),
             plural(devices as u64, "device"),
             plural(lost, "request")
@@ -506,16 +506,20 @@ fn sum_for_people(summary: &Summary) -> String {
         ]);
         for of in &summary.requests {
             let name = json!(of.request);
+            let took = |time_ms: f64| match of.answered {
+                0 => "-".to_owned(),
+                _ => milliseconds(time_ms),
+            };
             table.row([
                 name.as_str().unwrap_or_default().to_owned(),
                 amount(of.answered),
                 amount(of.lost),
                 amount(of.retransmissions),
                 amount(of.per_second.round() as u64),
-                milliseconds(of.p50_ms),
-                milliseconds(of.p99_ms),
-                milliseconds(of.p99_9_ms),
-                milliseconds(of.max_ms),
+                took(of.p50_ms),
+                took(of.p99_ms),
+                took(of.p99_9_ms),
+                took(of.max_ms),
             ]);
         }
         text += &table.to_string();

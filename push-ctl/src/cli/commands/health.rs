@@ -16,10 +16,10 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 /// How the daemon is doing, and what should be mended
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct StatusOptions {
-    /// Wait until the daemon answers and is attached to all of its NICs, no longer than this
+    /// Wait until the daemon answers and is attached to all of its NICs, at most this long (1m unless given)
     #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "1m")]
     wait: Option<humantime::Duration>,
-    /// Say it in one line, and fail if something should be mended
+    /// Say it in one line, and exit with 1 if something should be mended
     #[arg(long)]
     brief: bool,
 }

@@ -27,10 +27,10 @@ const DEFAULT_OVERLAP: &str = "24h";
 pub(in crate::cli) enum Key {
     /// List the keys and certificates of an application
     List {
-        /// Its name
+        /// Name of the application
         name: String,
     },
-    /// Add a key and print it, which can't be had later; or a certificate
+    /// Add a key and print it, which can't be shown again; or add a certificate
     Add {
         /// Name of the application
         name: String,
@@ -38,17 +38,17 @@ pub(in crate::cli) enum Key {
         #[arg(long, value_name = "FILE")]
         certificate: Option<PathBuf>,
     },
-    /// Add a key and print it; those before expire
+    /// Add a key and print it; those before it expire
     Rotate {
         /// Name of the application
         name: String,
         /// Let only this one expire, 16 hexadecimal digits
         id: Option<CredentialId>,
-        /// How long those before are still good; 0 is not at all
+        /// How long those before it stay good; 0 is not at all
         #[arg(long, value_name = "DURATION", default_value = DEFAULT_OVERLAP)]
         overlap: humantime::Duration,
     },
-    /// Remove a key or certificate: who comes with it is refused from now on
+    /// Remove a key or certificate: servers that use it are refused from now on
     Remove {
         /// Name of the application
         name: String,
@@ -57,7 +57,7 @@ pub(in crate::cli) enum Key {
     },
 }
 
-/// Look after the servers of an application: when they fail, its sessions end
+/// Look after the servers of an application, in place of how it was done before: when they fail, its sessions end
 #[derive(Debug, clap::Args)]
 #[command(group(ArgGroup::new("what").args(["off", "url", "inactive_after"]).required(true).multiple(true)))]
 pub(in crate::cli) struct Monitor {
@@ -93,13 +93,27 @@ pub(in crate::cli) struct Quota {
     name: String,
     /// How many sessions it may have
     #[arg(long, value_name = "N|off")]
-    sessions: Option<Setting<u32>>,
+    sessions: Option<Setting<Number>>,
     /// How many of them on one terminal
     #[arg(long, value_name = "N|off")]
-    sessions_per_terminal: Option<Setting<u32>>,
+    sessions_per_terminal: Option<Setting<Number>>,
     /// How many validations its servers may ask for: 600/min
     #[arg(long, value_name = "N/min|off")]
     validations: Option<Setting<PerMinute>>,
+}
+
+/// `100`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Number(u32);
+
+impl FromStr for Number {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        text.parse()
+            .map(Self)
+            .map_err(|_| "write for example 100 or off")
+    }
 }
 
 /// `600/min`
@@ -163,7 +177,7 @@ impl Monitor {
 
 impl Quota {
     pub(in crate::cli) fn dispatch(&self, socket: &Path) -> Result<Output, Failure> {
-        let number = |setting: &Setting<u32>| setting.value().copied();
+        let number = |setting: &Setting<Number>| setting.value().map(|&Number(number)| number);
         let change = QuotaChange {
             sessions: self.sessions.as_ref().map(number),
             sessions_per_terminal: self.sessions_per_terminal.as_ref().map(number),
@@ -293,7 +307,7 @@ fn read_certificate(path: &Path) -> Result<String, Failure> {
 /// Whole seconds, which is what the daemon counts in.
 fn seconds(option: &str, duration: Duration) -> Result<u64, Failure> {
     if duration.subsec_nanos() > 0 {
-        return Err(Failure::new(format!("{option}: whole seconds, please")));
+        return Err(Failure::usage(format!("{option}: whole seconds, please")));
     }
     Ok(duration.as_secs())
 }

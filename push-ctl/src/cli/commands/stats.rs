@@ -22,8 +22,8 @@ pub(in crate::cli) struct Stats {
     /// Also verdicts that no packet got
     #[arg(long)]
     all: bool,
-    /// Show what happens per second, again and again, until interrupted
-    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true, default_missing_value = "1s", value_parser = interval)]
+    /// Show what happens per second, this often (1s unless given), until interrupted
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "1s", value_parser = interval)]
     watch: Option<Duration>,
 }
 

@@ -96,6 +96,13 @@ impl Sysdump {
         for name in files.keys() {
             let _infallible = writeln!(people, "  {name}");
         }
+        if let Err(failure) = client::get::<Value>(socket, "/v1/status", LIMIT) {
+            let _infallible = writeln!(
+                people,
+                "warning: nothing from the daemon is in it: {}",
+                failure.error
+            );
+        }
         let names: Vec<_> = files.keys().collect();
         Output::new(
             &json!({ "file": path, "bytes": bytes, "contains": names }),

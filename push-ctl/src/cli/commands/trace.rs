@@ -7,7 +7,8 @@ use crate::cli::people::{Table, plural};
 use crate::cli::{Failure, Output, print};
 use clap::{Args, Subcommand};
 use push_common::wire::SessionId;
-use std::fmt::Write;
+use std::fmt::{Display, Write};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -27,7 +28,7 @@ pub(in crate::cli) enum Trace {
 pub(in crate::cli) struct Session {
     /// Its identifier, 16 hexadecimal digits
     id: SessionId,
-    /// Show packets that name the session, so many at most
+    /// Show packets that name the session, at most this many
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Show packets that name the session for this time, such as 30s or 5m (1m, if there is another option)
@@ -170,7 +171,8 @@ impl Watching {
 
 impl Destination {
     fn create(path: PathBuf) -> Result<Self, Failure> {
-        match Pcap::create(&path) {
+        let file = File::create(&path).map_err(|error| unwritable(&path, &error))?;
+        match Pcap::create(file) {
             Ok(pcap) => Ok(Self { path, pcap }),
             Err(error) => Err(unwritable(&path, &error)),
         }
@@ -191,7 +193,7 @@ impl Destination {
     }
 }
 
-fn unwritable(path: &Path, error: &pcap_file::PcapError) -> Failure {
+fn unwritable(path: &Path, error: &dyn Display) -> Failure {
     let error = format!("can't write {}: {error}", path.display());
     Failure::with_hint(error, "name another file with --pcap")
 }

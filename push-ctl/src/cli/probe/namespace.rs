@@ -15,7 +15,10 @@ pub(super) fn within<T: Send>(
     let Some(name) = name else {
         return work();
     };
-    let namespace = File::open(Path::new("/run/netns").join(name))?;
+    let namespace = File::open(Path::new("/run/netns").join(name)).map_err(|error| {
+        let what = format!("there is no network namespace {name} (`ip netns` lists them): {error}");
+        io::Error::new(error.kind(), what)
+    })?;
     // Namespaces belong to threads.
     thread::scope(|scope| {
         let visit = scope.spawn(|| {

@@ -55,10 +55,13 @@ pub(super) fn host_and_port(url: &str) -> Option<(&str, u16)> {
     }
 }
 
+/// By whose certificates a gateway is known.
+pub(super) type Trust = Arc<ClientConfig>;
+
 /// Proves to the gateway that the token is known.
 pub(super) fn validate(
     (host, port): (&str, u16),
-    ca: &Path,
+    trust: Trust,
     session: &str,
     token: &str,
     app_key: &str,
@@ -67,7 +70,7 @@ pub(super) fn validate(
     let address = (host, port).to_socket_addrs()?.next();
     let address = address.ok_or_else(|| io::Error::other(format!("{host} has no address")))?;
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-    let connection = ClientConnection::new(trusting(ca)?, name).map_err(io::Error::other)?;
+    let connection = ClientConnection::new(trust, name).map_err(io::Error::other)?;
     let socket = TcpStream::connect_timeout(&address, limit)?;
     socket.set_read_timeout(Some(limit))?;
     socket.set_write_timeout(Some(limit))?;
@@ -89,7 +92,8 @@ pub(super) fn validate(
     read_answer(&answer, address.ip())
 }
 
-fn trusting(ca: &Path) -> io::Result<Arc<ClientConfig>> {
+/// Trusts those whose certificates are in this file.
+pub(super) fn trusting(ca: &Path) -> io::Result<Trust> {
     let unreadable =
         |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", ca.display()));
     let mut roots = RootCertStore::empty();

@@ -190,7 +190,7 @@ impl Screen {
             Layout::horizontal([Constraint::Fill(1), Constraint::Length(time.width() as u16)])
                 .spacing(1)
                 .areas(head);
-        frame.render_widget(head_line(activity), head);
+        frame.render_widget(head_line(activity, is_wide), head);
         frame.render_widget(time, time_area);
         frame.render_widget(Paragraph::new(trouble), warnings);
         frame.render_widget(self.foot_line(), foot);
@@ -360,17 +360,23 @@ fn totals(rates: &Rates) -> BTreeMap<Class, f64> {
     totals
 }
 
-fn head_line(activity: &Activity) -> Line<'static> {
+fn head_line(activity: &Activity, is_wide: bool) -> Line<'static> {
     let sessions = &activity.sessions;
     let used = f64::from(sessions.authorised) + f64::from(sessions.requested);
     let percent = 100.0 * used / f64::from(sessions.slots.max(1));
+    // A number whose meaning is cut off says nothing.
+    let used = if is_wide {
+        format!(" │ {percent:.0} % of slots used")
+    } else {
+        String::new()
+    };
     let bold = Style::new().bold();
     vec![
         Span::styled(format!("push {}", activity.version), bold),
         Span::from(format!(" up {} │ ", lifetime(activity.uptime_s))),
         Span::styled(amount(u64::from(sessions.authorised)), bold),
         Span::from(format!(
-            " authorised, {} requested │ {} │ {percent:.0} % of slots used",
+            " authorised, {} requested │ {}{used}",
             amount(u64::from(sessions.requested)),
             plural(activity.terminals, "terminal"),
         )),
