@@ -37,6 +37,8 @@ pub mod doctor;
 pub mod emulate;
 pub mod events;
 pub mod external;
+#[cfg(test)]
+mod fuzz;
 pub mod internal;
 pub mod listen;
 pub mod metrics;

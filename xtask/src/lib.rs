@@ -9,6 +9,7 @@
 //! | [`clients`] | libcoap's client, curl and the operator, who play the parties |
 //! | [`demo`] | the whole story in a minute, told and checked |
 //! | [`check`] | the tests, and what CI runs |
+//! | [`fuzz`] | what hostile peers send, made up |
 //! | [`dist`] | push-ctl as a Debian package |
 //! | [`soak`] | what goes wrong seldom, looked for at length |
 //! | [`bench`] | the benchmarks, and the statistics they share |
@@ -23,6 +24,7 @@ pub mod child;
 pub mod clients;
 pub mod demo;
 pub mod dist;
+pub mod fuzz;
 pub mod lab;
 pub mod push_client;
 pub mod setup;

@@ -17,6 +17,7 @@ use push_common::wire::SessionId;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// First byte of each value.
 const FORMAT: u8 = 1;
@@ -262,8 +263,9 @@ pub(super) fn read_terminal(id: u64, value: &[u8]) -> Result<Terminal, Unreadabl
     })
 }
 
-pub(super) fn session(session: &Session) -> Vec<u8> {
-    encode(SessionRow {
+/// Keys are in it.
+pub(super) fn session(session: &Session) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(encode(SessionRow {
         generation: session.id.generation(),
         terminal: session.terminal.to_u64(),
         app: session.app.as_str(),
@@ -301,7 +303,7 @@ pub(super) fn session(session: &Session) -> Vec<u8> {
         tunnel: session
             .tunnel
             .map(|Tunnel { peer, teid }| TunnelRow { peer, teid }),
-    })
+    }))
 }
 
 pub(super) fn read_session(slot: u32, value: &[u8]) -> Result<Session, Unreadable> {
@@ -374,7 +376,9 @@ fn issued_token(row: &TokenRow) -> IssuedToken {
 }
 
 fn encode(row: impl Encode<()>) -> Vec<u8> {
-    let mut value = vec![FORMAT];
+    // With room for all of it: growing would leave copies behind.
+    let mut value = Vec::with_capacity(1024);
+    value.push(FORMAT);
     minicbor::encode(row, &mut value).expect("a vector takes whatever is written to it");
     value
 }
