@@ -27,6 +27,8 @@
 //! | [`checkup`] | what an operator looks with when something is wrong |
 //! | [`service`] | the daemon as a service: its unit, its user, its watchdog, its log |
 //! | [`watching`] | events, the audit log, rates and metrics of a daemon at work |
+//! | [`hostile`] | that peers who mean no good come to nothing |
+//! | [`secrecy`] | that only the daemon gets at what it has, and no secret gets out |
 //! | [`bad_input`] | what is refused at the start and at the interfaces, and how |
 
 mod app_servers;
@@ -42,6 +44,7 @@ mod delivery;
 mod foreign_devices;
 mod framing;
 mod gateway;
+mod hostile;
 mod integrators;
 mod judged;
 #[cfg(feature = "log")]
@@ -53,6 +56,7 @@ mod provisioning;
 mod races;
 mod refusals;
 mod reload;
+mod secrecy;
 mod service;
 mod story;
 mod trace;

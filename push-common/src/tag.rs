@@ -13,6 +13,10 @@ pub const TAG_LEN: usize = 16;
 #[repr(C)]
 pub struct TagKey([u64; 2]);
 
+/// Overwritten by zeros where that is asked for.
+#[cfg(feature = "token")]
+impl zeroize::DefaultIsZeroes for TagKey {}
+
 impl TagKey {
     /// The key with these bytes, in the order of the SipHash paper.
     #[must_use]
@@ -105,7 +109,8 @@ pub const fn words(tag: [u8; TAG_LEN]) -> [u64; 2] {
 #[inline(always)]
 #[must_use]
 pub const fn equal(a: [u64; 2], b: [u64; 2]) -> bool {
-    (a[0] ^ b[0]) | (a[1] ^ b[1]) == 0
+    // Else the compiler sees two comparisons in it, with a branch for each.
+    core::hint::black_box((a[0] ^ b[0]) | (a[1] ^ b[1])) == 0
 }
 
 #[cfg(test)]

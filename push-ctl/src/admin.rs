@@ -17,7 +17,7 @@ mod reload;
 mod servers;
 mod socket;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod trace;
 mod transfer;
 mod upgrade;

@@ -414,6 +414,8 @@ fn bad_config(error: &config::ConfigError) -> Failure {
 }
 
 fn run(path: &Path, log_format: Option<LogFormat>) -> Result<(), Failure> {
+    // What it keeps in memory is nobody else's to look at, be it when it has crashed.
+    nix::sys::prctl::set_dumpable(false).map_err(|error| Failure::new(error.to_string()))?;
     let config = Config::load(path).map_err(|error| bad_config(&error))?;
     log::start(log_format)?;
     let failed = |error: &dyn std::fmt::Display| Failure::new(error.to_string());

@@ -3,7 +3,7 @@
 mod check;
 mod reload;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use check::{CheckError, Problem};
 pub use reload::{Change, Changes};
@@ -406,9 +406,9 @@ impl Config {
             path: path.to_owned(),
             cause,
         })?;
-        let mut config: Self = toml::from_str(&text).map_err(|error| ConfigError::Invalid {
+        let mut config = Self::parse(&text).map_err(|what| ConfigError::Invalid {
             path: path.to_owned(),
-            what: one_line(&error, &text),
+            what,
         })?;
         config.path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         config.check().map_err(|cause| ConfigError::Senseless {
@@ -416,6 +416,11 @@ impl Config {
             cause,
         })?;
         Ok(config)
+    }
+
+    /// The configuration in this text, unchecked, or what is wrong with the text.
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| one_line(&error, text))
     }
 }
 

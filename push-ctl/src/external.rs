@@ -1,5 +1,6 @@
 //! The external interface, for application servers: HTTPS and JSON. `GET /openapi.json` describes it.
 
+mod admission;
 mod availability;
 mod client_certificates;
 mod identity;
@@ -7,12 +8,13 @@ mod sessions;
 pub mod tls;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::controller::Controller;
 use crate::credentials::Verifier;
 use crate::monitoring::Hints;
 use crate::problem::{in_size, in_time, no_such_method, no_such_path};
+use admission::Admission;
 use axum::http::header;
 use axum::routing::get;
 use axum::{Router, middleware};
@@ -53,12 +55,16 @@ pub async fn serve(
 ) -> io::Result<()> {
     let app = router(controller, trigger_port, hints);
     let handle = Handle::new();
+    let admission = Admission::new();
     let mut servers = tokio::task::JoinSet::new();
     for listener in listeners {
         let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(Arc::clone(&tls)))
             .handshake_timeout(HANDSHAKE_TIMEOUT);
         let mut server = axum_server::from_tcp(listener)?
-            .acceptor(Acceptor(acceptor))
+            .acceptor(Acceptor {
+                admission: admission.clone(),
+                tls: acceptor,
+            })
             .handle(handle.clone());
         server
             .http_builder()

@@ -9,7 +9,7 @@ mod notices;
 mod operation;
 mod outbox;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 #[cfg(feature = "coaps")]
 pub use dtls::{Keys, KeysError};
@@ -27,7 +27,7 @@ use exchanges::{Exchange, Exchanges, Seen};
 use message::{Incoming, Reply, Request};
 use minicbor::Encode;
 use notices::{Desk, Outbound};
-use operation::{AnswerFormat, Operation, operation, refusal_of};
+use operation::{AnswerFormat, Operation, operation, refusal_of, tells_of_registration};
 use outbox::Backoff;
 use push_common::token::Token;
 use push_common::wire::{MAX_PAYLOAD_LEN, TRIGGER_HEADER_LEN};
@@ -242,9 +242,10 @@ impl Endpoint {
         match operation(&request) {
             // An option that isn't understood makes a Non-confirmable request be ignored (RFC 7252, 5.4.1).
             Err(_) if !request.is_confirmable() && request.unknown_critical_option().is_some() => {}
-            Err(reply) => self.answer(&request, &reply, device).await,
+            Err(reply) => self.answer(&request, reply, proven, device).await,
             Ok((Operation::Register { .. }, _)) if !proven => {
-                self.answer(&request, &self.challenge(device), device).await;
+                let challenge = self.challenge(device);
+                self.answer(&request, challenge, proven, device).await;
             }
             Ok((operation, format)) => {
                 let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() else {
@@ -334,19 +335,23 @@ impl Endpoint {
                 released.map(|released| released.map(|()| Reply::new(ResponseType::Deleted)))
             }
         };
+        // Who may do that has registered from this address, which took a proof.
+        let mut proven = proven || matches!(outcome, Ok(Ok(_)));
         let reply = match outcome {
             Ok(Ok(reply)) => reply,
             Ok(Err(DeviceRefusal::AddressUnproven)) => self.challenge(device),
             Ok(Err(refusal)) => {
                 debug!(%device, %refusal, "a device was refused");
+                proven |= tells_of_registration(refusal);
                 refusal_of(refusal)
             }
             Err(Stopped) => {
                 Reply::refusal(ResponseType::ServiceUnavailable, "stopping").retry_after(STOPPING)
             }
         };
-        let bytes = self.to_bytes(&reply, request);
-        let to_remember = (!reply.is_refusal()).then(|| bytes.clone());
+        let is_refusal = reply.is_refusal();
+        let bytes = self.to_bytes(reply, request, proven, device);
+        let to_remember = (!is_refusal).then(|| bytes.clone());
         self.exchanges()
             .finish(exchange, to_remember, Instant::now());
         self.send(&bytes, device).await;
@@ -403,11 +408,13 @@ impl Endpoint {
     }
 
     fn challenge(&self, device: SocketAddr) -> Reply {
+        Reply::challenge(self.tag(device))
+    }
+
+    fn tag(&self, device: SocketAddr) -> [u8; echo::TAG_LEN] {
         let uptime = self.started.elapsed();
-        Reply::challenge(
-            self.echo
-                .challenge(self.realm.as_ref(), device.ip(), uptime),
-        )
+        self.echo
+            .challenge(self.realm.as_ref(), device.ip(), uptime)
     }
 
     fn exchanges(&self) -> std::sync::MutexGuard<'_, Exchanges> {
@@ -416,15 +423,26 @@ impl Endpoint {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn to_bytes(&self, reply: &Reply, request: &Request) -> Vec<u8> {
+    /// `proven` says whether who has asked receives at the address `device`.
+    fn to_bytes(
+        &self,
+        mut reply: Reply,
+        request: &Request,
+        proven: bool,
+        device: SocketAddr,
+    ) -> Vec<u8> {
+        if !proven {
+            reply = reply.no_longer_than(request, self.tag(device));
+        }
         reply.to_bytes(
             request,
             self.next_message_id.fetch_add(1, Ordering::Relaxed),
         )
     }
 
-    async fn answer(&self, request: &Request, reply: &Reply, device: SocketAddr) {
-        self.send(&self.to_bytes(reply, request), device).await;
+    async fn answer(&self, request: &Request, reply: Reply, proven: bool, device: SocketAddr) {
+        let bytes = self.to_bytes(reply, request, proven, device);
+        self.send(&bytes, device).await;
     }
 
     /// Sends a message.

@@ -40,6 +40,8 @@ mod durations;
 pub mod emulate;
 pub mod events;
 pub mod external;
+#[cfg(test)]
+mod fuzz;
 pub mod internal;
 pub mod listen;
 pub mod metrics;

@@ -25,7 +25,7 @@ pub mod inspect;
 mod rehearsal;
 mod rows;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::sessions::Image;
 use crate::sessions::records::{App, AppName, RegistrationId, Session, Terminal};

@@ -1,10 +1,10 @@
-//! `cargo xtask test`, `cargo xtask fuzz` and `cargo xtask ci`.
+//! `cargo xtask test` and `cargo xtask ci`.
 
 use crate::{child, demo, setup, workspace};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 /// Runs the tests of the whole workspace, or what `arguments` make `cargo test` run.
 ///
@@ -15,39 +15,6 @@ pub fn test(arguments: &[String]) -> Result<()> {
     workspace::require_root("testing on the real kernel", "test")?;
     setup::run()?;
     run_tests(arguments, &[])
-}
-
-/// Compares the XDP program with the reference model for as long as told, from a seed that is told
-/// or new.
-///
-/// # Errors
-///
-/// When not root, when something doesn't build, or when there is a difference.
-pub fn fuzz(time: Duration, seed: Option<u64>) -> Result<()> {
-    workspace::require_root("testing on the real kernel", "fuzz")?;
-    setup::run()?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let seed = seed.unwrap_or(now.context("the clock is before 1970")?.as_secs());
-    println!(
-        "fuzz: for {} from seed {seed}",
-        humantime::format_duration(time)
-    );
-    let arguments = [
-        "-p",
-        "push-ctl",
-        "--test",
-        "push",
-        "--",
-        "--ignored",
-        "--exact",
-        "--nocapture",
-        "model::program::fuzz_for",
-    ];
-    let environment = [
-        ("PUSH_FUZZ_SECONDS", time.as_secs().to_string()),
-        ("PUSH_FUZZ_SEED", seed.to_string()),
-    ];
-    run_tests(&arguments.map(str::to_owned), &environment)
 }
 
 /// Runs everything that has to be in order before a change goes in.
@@ -77,7 +44,7 @@ pub fn ci() -> Result<()> {
         "-p",
         "push-ctl",
         "--features",
-        "log,coaps",
+        "log,coaps,fuzz",
         "--all-targets",
         "--",
         "-D",
@@ -123,7 +90,7 @@ fn cargo_step(name: &str, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn run_tests(arguments: &[String], environment: &[(&str, String)]) -> Result<()> {
+pub(crate) fn run_tests(arguments: &[String], environment: &[(&str, String)]) -> Result<()> {
     run_tests_heard(arguments, environment, |_| ())
 }
 

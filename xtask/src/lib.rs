@@ -10,6 +10,7 @@
 //! | [`emulated`] | devices that `push-ctl emulate device` plays |
 //! | [`demo`] | the whole story in a minute, told and checked |
 //! | [`check`] | the tests, and what CI runs |
+//! | [`fuzz`] | what hostile peers send, made up |
 //! | [`dist`] | push-ctl as a Debian package |
 //! | [`soak`] | what goes wrong seldom, looked for at length |
 //! | [`bench`] | the benchmarks, and the statistics they share |
@@ -25,6 +26,7 @@ pub mod clients;
 pub mod demo;
 pub mod dist;
 pub mod emulated;
+pub mod fuzz;
 pub mod lab;
 pub mod push_client;
 pub mod setup;

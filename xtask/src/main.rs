@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use xtask::bench::Suite;
+use xtask::fuzz::Target;
 use xtask::soak::Race;
-use xtask::{bench, check, demo, dist, lab, setup, soak};
+use xtask::{bench, check, demo, dist, fuzz, lab, setup, soak};
 
 /// Tasks of the workspace. Each of them first sets up what it needs.
 #[derive(Parser)]
@@ -47,14 +48,22 @@ enum Task {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Made-up and damaged packets through the program and through the reference model, side by side.
+    /// What hostile peers send, made up: packets through the program and through the reference model, side by
+    /// side; and, guided by how far it gets, whatever else the controller reads.
     Fuzz {
-        /// How long, such as 90s or 10m.
+        /// How long all of it takes, such as 90s or 10m, instead of ten million runs of each target; of packets,
+        /// instead of ten minutes.
         #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
-        time: Duration,
-        /// Where to begin; two runs with the same seed go through the same packets.
+        time: Option<Duration>,
+        /// Where to begin; two runs of the packets with the same seed go through the same ones.
         #[arg(long)]
         seed: Option<u64>,
+        /// What to make up; all of it, if none is named.
+        #[arg(long, value_enum, value_name = "NAME")]
+        only: Vec<Target>,
+        /// Replace what is in tests/fuzz by the fewest inputs, of all that were ever found, that get as far.
+        #[arg(long)]
+        keep: bool,
     },
     /// Races of two CPUs for one session, and of triggers against changes to it: each tens of thousands of times
     /// to a hundred million times, or for as long as one likes.
@@ -112,7 +121,12 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { keep } => demo::run(keep),
         Task::Test { arguments } => check::test(&arguments),
         Task::Bench { suites, json } => bench::run(&suites, json.as_deref()),
-        Task::Fuzz { time, seed } => check::fuzz(time, seed),
+        Task::Fuzz {
+            time,
+            seed,
+            only,
+            keep,
+        } => fuzz::run(time, seed, &only, keep),
         Task::Soak { time, only } => soak::run(time, &only),
         Task::Dist { check, quick } => dist::run(check, quick),
         Task::Ci => check::ci(),

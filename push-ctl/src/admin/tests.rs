@@ -2,6 +2,7 @@
 
 mod activity;
 mod events;
+pub(crate) mod hostile;
 mod servers;
 mod transfer;
 
@@ -31,31 +32,7 @@ async fn admin_of(world: &World) -> Admin {
     let (controller, _ended) = world.start();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("admin.sock");
-    let realm = r#"
-        [[realm]]
-        name = "meters"
-        interface = "eth2.100"
-        next_hop = ["10.0.0.254"]
-        listen = ["10.0.0.1:5683"]
-        [gtpu]
-        local = ["10.70.0.1"]
-    "#;
-    let mut config: Config = toml::from_str(&format!("{}{realm}", Config::example())).unwrap();
-    config.path = "/etc/push/push.toml".into();
-    let daemon = Daemon {
-        in_force: Arc::new(InForce::new(
-            config.clone(),
-            controller.clone(),
-            Bus::default(),
-        )),
-        config,
-        store: "/var/lib/push/push.redb".into(),
-        monitoring: Hints::default(),
-        started: Instant::now(),
-        started_at: jiff::Timestamp::now(),
-        upgrade: Upgrade::of("push-ctl".into()),
-        events: Bus::default(),
-    };
+    let daemon = daemon(&controller);
     let events = daemon.events.clone();
     let socket = Socket::bind(&path).unwrap();
     let serving = controller.clone();
@@ -74,6 +51,34 @@ async fn admin_of(world: &World) -> Admin {
         events,
         stop,
         _directory: directory,
+    }
+}
+
+fn daemon(controller: &Controller) -> Daemon {
+    let realm = r#"
+        [[realm]]
+        name = "meters"
+        interface = "eth2.100"
+        next_hop = ["10.0.0.254"]
+        listen = ["10.0.0.1:5683"]
+        [gtpu]
+        local = ["10.70.0.1"]
+    "#;
+    let mut config: Config = toml::from_str(&format!("{}{realm}", Config::example())).unwrap();
+    config.path = "/etc/push/push.toml".into();
+    Daemon {
+        in_force: Arc::new(InForce::new(
+            config.clone(),
+            controller.clone(),
+            Bus::default(),
+        )),
+        config,
+        store: "/var/lib/push/push.redb".into(),
+        monitoring: Hints::default(),
+        started: Instant::now(),
+        started_at: jiff::Timestamp::now(),
+        upgrade: Upgrade::of("push-ctl".into()),
+        events: Bus::default(),
     }
 }
 

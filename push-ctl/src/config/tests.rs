@@ -374,3 +374,19 @@ fn a_level_is_only_for_a_program_that_logs() {
         assert!(error.contains("built without the feature `log`"), "{error}");
     }
 }
+
+/// What is refused is refused in one line, and what isn't doesn't differ from itself.
+pub(crate) fn judge_text(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return; // Not read at all.
+    };
+    match Config::parse(text) {
+        Ok(config) => {
+            if let Err(problems) = config.check() {
+                assert!(!problems.to_string().is_empty());
+            }
+            assert_eq!(Changes::between(&config, &config), Changes::default());
+        }
+        Err(what) => assert!(!what.contains('\n'), "{what}"),
+    }
+}

@@ -5,6 +5,7 @@
 //! that: what it issues besides would have to be refused by its fingerprint all the same, and what it
 //! revokes is removed here by name. So self-signed ones are as good, and there is no chain to check.
 
+use super::admission::{Admission, Admitted};
 use crate::credentials::Fingerprint;
 use axum::Extension;
 use axum::middleware::AddExtension;
@@ -18,7 +19,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use std::io;
 use std::sync::Arc;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tower_layer::Layer;
 
@@ -73,27 +74,32 @@ impl ClientCertVerifier for AnyCertificate {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ClientCertificate(pub(super) Option<Fingerprint>);
 
-/// Accepts TLS, and tells each request on the connection of the [`ClientCertificate`].
+/// Accepts TLS of who is admitted, and tells each request on the connection of the [`ClientCertificate`].
 #[derive(Clone, Debug)]
-pub(super) struct Acceptor(pub(super) RustlsAcceptor);
+pub(super) struct Acceptor {
+    pub(super) admission: Admission,
+    pub(super) tls: RustlsAcceptor,
+}
 
-impl<I, S> Accept<I, S> for Acceptor
-where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Send + 'static,
-{
-    type Stream = TlsStream<I>;
-    type Service = AddExtension<S, ClientCertificate>;
+impl<S: Send + 'static> Accept<TcpStream, S> for Acceptor {
+    type Stream = TlsStream<TcpStream>;
+    /// The service of a connection goes with it.
+    type Service = AddExtension<AddExtension<S, ClientCertificate>, Arc<Admitted>>;
     type Future = BoxFuture<'static, io::Result<(Self::Stream, Self::Service)>>;
 
-    fn accept(&self, stream: I, service: S) -> Self::Future {
-        let accepting = self.0.accept(stream, service);
+    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
+        let admitted = stream.peer_addr().map(|peer| {
+            let admitted = self.admission.admit(peer.ip());
+            admitted.map(|admitted| (admitted, self.tls.accept(stream, service)))
+        });
         Box::pin(async move {
+            let (admitted, accepting) = admitted?.ok_or(io::ErrorKind::QuotaExceeded)?;
             let (stream, service) = accepting.await?;
             let (_, connection) = stream.get_ref();
             let presented = connection.peer_certificates().and_then(<[_]>::first);
             let certificate = ClientCertificate(presented.map(Fingerprint::of));
-            Ok((stream, Extension(certificate).layer(service)))
+            let service = Extension(certificate).layer(service);
+            Ok((stream, Extension(Arc::new(admitted)).layer(service)))
         })
     }
 }

@@ -1,6 +1,8 @@
 //! Over loopback. TLS is left out, but for one test: rustls is tested elsewhere.
 
 use super::sessions::Validated;
+pub(crate) mod hostile;
+
 use super::*;
 use crate::controller::tests::{World, app_key, authorised, token};
 use crate::credentials::ApiKey;

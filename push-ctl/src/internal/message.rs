@@ -64,7 +64,7 @@ pub(super) enum Delivery {
 #[derive(Debug)]
 pub(super) struct Request {
     packet: Packet,
-    too_long: bool,
+    len_bytes: usize,
 }
 
 /// Takes a datagram apart.
@@ -98,7 +98,7 @@ pub(super) fn read(datagram: &[u8]) -> Incoming {
         (MessageType::Confirmable | MessageType::NonConfirmable, 0, Some(packet)) if code != 0 => {
             Incoming::Request(Request {
                 packet,
-                too_long: datagram.len() > MAX_MESSAGE_BYTES,
+                len_bytes: datagram.len(),
             })
         }
         (MessageType::Confirmable, 2 | 4 | 5, Some(packet)) => {
@@ -180,7 +180,7 @@ impl Request {
 
     /// Longer than [`MAX_MESSAGE_BYTES`].
     pub(super) fn is_too_long(&self) -> bool {
-        self.too_long
+        self.len_bytes > MAX_MESSAGE_BYTES
     }
 
     /// The method; `None` if it isn't one that RFC 7252 or RFC 8132 know.
@@ -337,6 +337,42 @@ impl Reply {
             max_age_s: Some(seconds),
             ..self
         }
+    }
+
+    /// What of it may go to somebody who may have put another's address on the request: nothing longer than
+    /// that, or the gateway could be made to flood the other. Words are cut off; instead of what was asked
+    /// for, there is the challenge to prove the address.
+    pub(super) fn no_longer_than(mut self, request: &Request, tag: [u8; echo::TAG_LEN]) -> Self {
+        let excess = |reply: &Self| {
+            let len_bytes = reply.to_bytes(request, 0).len();
+            len_bytes.saturating_sub(request.len_bytes)
+        };
+        let excess_bytes = excess(&self);
+        if excess_bytes == 0 {
+            return self;
+        }
+        if !self.is_refusal() {
+            return Self::challenge(tag).no_longer_than(request, tag);
+        }
+        if let Some((_, words)) = &mut self.content {
+            words.truncate(words.len().saturating_sub(excess_bytes));
+        }
+        if self
+            .content
+            .as_ref()
+            .is_some_and(|(_, words)| words.is_empty())
+        {
+            self.content = None;
+        }
+        if excess(&self) == 0 {
+            return self;
+        }
+        // As long as the shortest request with that token. Who isn't even told how to prove an address has
+        // to ask otherwise.
+        Self::new(match self.code {
+            ResponseType::Unauthorized => ResponseType::BadRequest,
+            code => code,
+        })
     }
 
     pub(super) fn is_refusal(&self) -> bool {

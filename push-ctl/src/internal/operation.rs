@@ -80,7 +80,7 @@ enum Resource<'a> {
 }
 
 /// What there is, in the link format of RFC 6690.
-const LINKS: &[u8] = b"</rd>;rt=\"core.rd\";ct=\"60 0\"";
+const LINKS: &[u8] = b"</rd>;rt=core.rd;ct=\"60 0\"";
 
 /// What `request` asks for, or the answer if that takes no more than the request itself.
 pub(super) fn operation(request: &Request) -> Result<(Operation, AnswerFormat), Reply> {
@@ -188,6 +188,24 @@ pub(super) fn refusal_of(refusal: DeviceRefusal) -> Reply {
     match retry_after {
         Some(after) => reply.retry_after(after),
         None => reply,
+    }
+}
+
+/// Whether only who has registered from the very address of the request is refused like that.
+pub(super) fn tells_of_registration(refusal: DeviceRefusal) -> bool {
+    match refusal {
+        DeviceRefusal::UnknownApp
+        | DeviceRefusal::UnknownSession
+        | DeviceRefusal::QuotaExceeded { .. }
+        | DeviceRefusal::AppUnavailable
+        | DeviceRefusal::SlotsFull => true,
+        DeviceRefusal::UnknownRegistration
+        | DeviceRefusal::SecondState(_)
+        | DeviceRefusal::Suspended
+        | DeviceRefusal::OtherAddress
+        | DeviceRefusal::AddressUnproven
+        | DeviceRefusal::EndpointTaken
+        | DeviceRefusal::TerminalsFull => false,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Over loopback, by a client that is nothing but coap-lite.
 
+pub(crate) mod hostile;
 mod notices;
 
 use super::*;
@@ -209,10 +210,9 @@ async fn a_device_s_whole_life() {
     let (code, _) = elsewhere.prove(post, &format!("rd/{id}")).await;
     assert_eq!(code, "2.04");
     let (code, text) = device.ask(delete, &format!("rd/{id}/s/{session}")).await;
-    assert_eq!(
-        (code.as_str(), text.as_str()),
-        ("4.03", "registered from another address; refresh first")
-    );
+    // Not more of it than fits into the request: that may be anybody's.
+    let words = "registered from another address; refresh first";
+    assert!(code == "4.03" && words.starts_with(&text), "{code} {text}");
     let (code, _) = elsewhere.ask(delete, &format!("rd/{id}/s/{session}")).await;
     assert_eq!(code, "2.02");
     let (code, _) = elsewhere.ask(delete, &format!("rd/{id}/s/{session}")).await;
@@ -224,10 +224,8 @@ async fn a_device_s_whole_life() {
         .ask(post, &format!("rd/{id}/s?app=mail&inst=a&port=7000"))
         .await;
     assert_eq!(code, "4.03");
-    assert_eq!(
-        text,
-        "not in the first operative state: deregistered; register again"
-    );
+    let words = "not in the first operative state: deregistered; register again";
+    assert!(words.starts_with(&text) && text.len() > 30, "{text}");
     let (code, _) = elsewhere
         .ask(post, "rd/0123456789abcdef/s?app=mail&inst=a&port=7000")
         .await;
@@ -331,8 +329,12 @@ async fn pings_and_nonsense_are_reset_and_discovery_works() {
     }
     let mut packet = device.message(RequestType::Get, ".well-known/core");
     packet.clear_option(CoapOption::Accept);
+    let challenge = device.exchange(&packet).await;
+    assert_eq!(challenge.header.get_code(), "4.01");
+    let echo = challenge.get_first_option(CoapOption::Unknown(252));
+    packet.add_option(CoapOption::Unknown(252), echo.unwrap().clone());
     let answer = device.exchange(&packet).await;
-    assert_eq!(answer.payload, b"</rd>;rt=\"core.rd\";ct=\"60 0\"");
+    assert_eq!(answer.payload, b"</rd>;rt=core.rd;ct=\"60 0\"");
 
     packet.header.set_type(MessageType::NonConfirmable);
     let answer = device.exchange(&packet).await;

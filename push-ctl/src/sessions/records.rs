@@ -18,6 +18,7 @@ use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
+use zeroize::Zeroize;
 
 /// A moment: milliseconds since 1970-01-01 00:00 UTC, leap seconds not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -374,6 +375,13 @@ pub struct IssuedToken {
     pub key: TagKey,
     /// To recognise the token by.
     pub hash: TokenHash,
+}
+
+/// A key isn't left in memory.
+impl Drop for IssuedToken {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
 }
 
 impl IssuedToken {

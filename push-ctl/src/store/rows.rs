@@ -18,6 +18,7 @@ use push_common::wire::SessionId;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// First byte of each value.
 const FORMAT: u8 = 1;
@@ -266,8 +267,9 @@ pub(super) fn read_terminal(id: u64, value: &[u8]) -> Result<Terminal, Unreadabl
     })
 }
 
-pub(super) fn session(session: &Session) -> Vec<u8> {
-    encode(SessionRow {
+/// Keys are in it.
+pub(super) fn session(session: &Session) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(encode(SessionRow {
         generation: session.id.generation(),
         terminal: session.terminal.to_u64(),
         app: session.app.as_str(),
@@ -306,7 +308,7 @@ pub(super) fn session(session: &Session) -> Vec<u8> {
             .tunnel
             .map(|Tunnel { peer, teid }| TunnelRow { peer, teid }),
         window: session.window.as_deref().copied(),
-    })
+    }))
 }
 
 pub(super) fn read_session(slot: u32, value: &[u8]) -> Result<Session, Unreadable> {
@@ -380,7 +382,9 @@ fn issued_token(row: &TokenRow) -> IssuedToken {
 }
 
 fn encode(row: impl Encode<()>) -> Vec<u8> {
-    let mut value = vec![FORMAT];
+    // With room for all of it: growing would leave copies behind.
+    let mut value = Vec::with_capacity(1024);
+    value.push(FORMAT);
     minicbor::encode(row, &mut value).expect("a vector takes whatever is written to it");
     value
 }

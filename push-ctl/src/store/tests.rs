@@ -1,3 +1,5 @@
+pub(crate) mod hostile;
+
 use super::*;
 use crate::credentials::ApiKey;
 use crate::dataplane::{Policy, Rate, Tunnel};

@@ -31,6 +31,11 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("node", "nodejs", "another device"),
     ("npm", "npm", "to get the other device's CoAP client"),
     ("nft", "nftables", "a device that is deaf for a while"),
+    (
+        "c++",
+        "g++",
+        "the engine that makes up what hostile peers send",
+    ),
     ("curl", "curl", "the application server"),
     (
         "openssl",

@@ -1,0 +1,255 @@
+//! Who may do what: nobody but the daemon's user gets at what it has, and secrets stay where they are.
+
+use crate::gateway::{Gateway, nics, sh};
+use crate::story::{APP, PUSH_CTL, Story};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use xtask::child;
+use xtask::clients::Clients;
+use xtask::lab::{Lab, Options};
+
+const DAEMON: u32 = 65_534;
+const SOMEBODY: u32 = 65_533;
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Of another user.
+fn as_user(lab: &Lab, user: u32, program: &str) -> Command {
+    let mut command = lab.gateway_command("setpriv");
+    command
+        .args([format!("--reuid={user}"), format!("--regid={user}")])
+        .args(["--clear-groups", "--no-new-privs", "--inh-caps=-all"])
+        .args(["--bounding-set=-all", program]);
+    command
+}
+
+fn files_in(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(files_in(&path));
+        } else {
+            files.push(path);
+        }
+    }
+    files
+}
+
+#[test]
+fn another_user_gets_at_no_pin_and_not_at_the_admin_socket() {
+    let mut options = Options::new("push-sec-1", Path::new(PUSH_CTL));
+    options.daemon = false;
+    let lab = Lab::up(&options).unwrap();
+    chown(lab.folder(), Some(DAEMON), Some(DAEMON)).unwrap();
+    chown(lab.folder().join("bpf"), Some(DAEMON), Some(DAEMON)).unwrap();
+    let (uid, gid) = (format!("--reuid={DAEMON}"), format!("--regid={DAEMON}"));
+    let three = "-all,+bpf,+net_admin,+perfmon";
+    let sets = ["inh-caps", "ambient-caps", "bounding-set"].map(|set| format!("--{set}={three}"));
+    let mut wrapper = vec!["setpriv", &uid, &gid, "--clear-groups"];
+    wrapper.extend(sets.iter().map(String::as_str));
+    lab.start_by(&wrapper).unwrap();
+    // Nor do others of the same user: neither its memory nor its files are theirs to look at.
+    let process = format!("/proc/{}", lab.pid().unwrap());
+    assert_eq!(fs::metadata(format!("{process}/mem")).unwrap().uid(), 0);
+    let mut peek = as_user(&lab, DAEMON, "cat");
+    let peeked = child::finish(peek.arg(format!("{process}/maps"))).unwrap();
+    assert!(!peeked.status.success());
+
+    // Each is open to the way there, so that it is not the way that keeps them out.
+    sh(&format!("chmod -R a+rx {}", lab.folder().display()));
+    let pins: Vec<_> = files_in(&lab.folder().join("bpf"));
+    assert!(pins.len() > 5, "{pins:?}");
+    for pin in &pins {
+        let kind = if pin
+            .file_name()
+            .unwrap()
+            .to_string_lossy()
+            .starts_with("link")
+        {
+            "link"
+        } else {
+            "map"
+        };
+        let mode = fs::metadata(pin).unwrap();
+        // `chmod` went over them, too: as they were made, they are nobody else's.
+        fs::set_permissions(pin, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        assert_eq!(mode.uid(), DAEMON, "{}", pin.display());
+        let mut bpftool = as_user(&lab, SOMEBODY, "bpftool");
+        bpftool.args([kind, "show", "pinned"]).arg(pin);
+        let output = child::finish(&mut bpftool).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned()
+            + &String::from_utf8_lossy(&output.stdout);
+        assert!(
+            !output.status.success() && said.contains("Permission denied"),
+            "{}: {said}",
+            pin.display()
+        );
+    }
+    let mut status = as_user(&lab, SOMEBODY, PUSH_CTL);
+    status.arg("--socket").arg(lab.socket_path()).arg("status");
+    let output = child::finish(&mut status).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && said.contains("ermission denied"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_daemon_that_is_aborted_leaves_no_core() {
+    let mut options = Options::new("push-sec-2", Path::new(PUSH_CTL));
+    options.daemon = false;
+    let lab = Lab::up(&options).unwrap();
+    let aborted = |arguments: &[&str], is_up: &dyn Fn() -> bool| {
+        let mut command = lab.gateway_command("prlimit");
+        command.arg("--core=unlimited").args(arguments);
+        command.current_dir(lab.folder());
+        let mut child = command.spawn().unwrap();
+        let begin = Instant::now();
+        while !is_up() {
+            assert!(begin.elapsed() < LIMIT, "it doesn't come up");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        kill(pid, Signal::SIGABRT).unwrap();
+        child.wait().unwrap()
+    };
+    let config = lab.config_path();
+    let started = lab.folder().join("started");
+    let other = format!("touch {}; exec sleep 60", started.display());
+    let control = aborted(&["sh", "-c", &other], &|| started.exists());
+    if !control.core_dumped() {
+        eprintln!("skipped: this machine writes no core files at all");
+    }
+    let arguments = [PUSH_CTL, "run", "-c", config.to_str().unwrap()];
+    let daemon = aborted(&arguments, &|| {
+        lab.push_ctl(&["status"]).output().unwrap().status.success()
+    });
+    assert_eq!(daemon.signal(), Some(libc::SIGABRT));
+    assert!(!daemon.core_dumped());
+}
+
+#[test]
+fn no_secret_is_where_it_does_not_belong() {
+    let lab = Lab::up(&Options {
+        daemon: false,
+        ..Options::new("push-sec-3", Path::new(PUSH_CTL))
+    })
+    .unwrap();
+    lab.start_by(&["env", "RUST_LOG=trace"]).unwrap();
+    let app_key = Clients::new(&lab, &|_| ()).unwrap().add_app(APP).unwrap();
+    let story = Story { lab, app_key };
+    let lab = &story.lab;
+    let registration = story.registered(0);
+    let granted = story.requested(0, &registration, "one", 7000);
+    story
+        .clients()
+        .authorise(&crate::story::outside(0), &story.app_key, &granted)
+        .unwrap();
+    let token = fs::read_to_string(&granted.token_file).unwrap();
+    // A guess is a secret nearly as much.
+    let wrong = story
+        .clients()
+        .granted(&granted.id, "ptk_00112233445566778899aabbccddeeff", 0)
+        .unwrap();
+    let refused = story
+        .clients()
+        .authorise(&crate::story::outside(0), &story.app_key, &wrong);
+    let refused = format!("{:#}", refused.unwrap_err());
+
+    let api_key = fs::read_to_string(&story.app_key).unwrap();
+    let api_key = api_key.trim().rsplit(' ').next().unwrap().to_owned();
+    assert!(api_key.starts_with("pak_"));
+    let secrets = [
+        api_key.as_str(),
+        token.trim(),
+        "00112233445566778899aabbccddeeff",
+    ];
+    let pid = lab.pid().unwrap();
+    let mut places = vec![
+        ("log".to_owned(), lab.log().into_bytes()),
+        ("refusal".to_owned(), refused.into_bytes()),
+        (
+            "events".to_owned(),
+            lab.push_ctl_json(&["session", "show", &granted.id])
+                .unwrap()
+                .to_string()
+                .into_bytes(),
+        ),
+    ];
+    for about in ["cmdline", "environ"] {
+        places.push((
+            about.to_owned(),
+            fs::read(format!("/proc/{pid}/{about}")).unwrap(),
+        ));
+    }
+    let state = lab.folder().join("state");
+    let kept = files_in(&state);
+    assert!(
+        kept.iter().any(|path| path.ends_with("push.redb")),
+        "{kept:?}"
+    );
+    for path in kept {
+        places.push((path.display().to_string(), fs::read(&path).unwrap()));
+    }
+    for (place, content) in places {
+        for secret in secrets {
+            // As text, and as the bytes that the text stands for.
+            let digits = secret.trim_start_matches("pak_").trim_start_matches("ptk_");
+            let bytes = hex::decode(digits).unwrap();
+            for form in [digits.as_bytes(), &bytes] {
+                let is_there = content.windows(form.len()).any(|window| window == form);
+                assert!(!is_there, "{}… is in {place}", &secret[..6]);
+            }
+        }
+    }
+}
+
+/// Whether this line of a dump is a jump that depends on something.
+fn is_condition(line: &str) -> bool {
+    line.contains(") if ")
+}
+
+#[test]
+fn the_kernel_s_own_view_of_the_program_has_one_branch_on_the_tag() {
+    Gateway::run(|gateway| {
+        for nic in nics(&gateway.dataplane) {
+            let id = nic.program_id;
+            let dump = sh(&format!("bpftool prog dump xlated id {id}"));
+            let lines = dump.lines().map(str::trim);
+            let function: Vec<_> = lines
+                .filter(|line| !line.starts_with(';'))
+                .skip_while(|line| !(line.contains("has_valid_tag") && line.ends_with("):")))
+                .skip(1)
+                .take_while(|line| !line.ends_with("):"))
+                .collect();
+            // The tag is what is 24 bytes from the beginning of the trigger: two words.
+            let loads: Vec<_> = (0..function.len())
+                .filter(|&at| {
+                    let line = function[at];
+                    line.contains("= *(u64 *)(r")
+                        && (line.ends_with("+24)") || line.ends_with("+32)"))
+                })
+                .collect();
+            // (There may be more of these earlier: the stack has such places, too, but r10 leads there.)
+            let of_tag: Vec<_> = loads
+                .iter()
+                .rev()
+                .filter(|&&at| !function[at].contains("(r10"))
+                .take(2)
+                .collect();
+            let [_last, first] = of_tag[..] else {
+                panic!("the tag is not read as two words: {dump}");
+            };
+            let after = &function[*first..];
+            let conditions: Vec<_> = after.iter().filter(|line| is_condition(line)).collect();
+            assert_eq!(conditions.len(), 1, "{}", after.join("\n"));
+        }
+    });
+}
