@@ -117,7 +117,7 @@ impl Sessions {
     #[must_use]
     pub fn app_with_sessions(&self, name: &AppName) -> Option<(&App, usize)> {
         let entry = self.apps.get(name)?;
-        (!entry.record.removed).then(|| (&entry.record, entry.sessions.len()))
+        (!entry.record.removed).then_some((&entry.record, entry.sessions.len()))
     }
 
     /// The application that this credential is of, and the credential, if it is accepted.
