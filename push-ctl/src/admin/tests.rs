@@ -66,6 +66,11 @@ fn daemon(controller: &Controller) -> Daemon {
     "#;
     let mut config: Config = toml::from_str(&format!("{}{realm}", Config::example())).unwrap();
     config.path = "/etc/push/push.toml".into();
+    // Where the controller's devices register.
+    config
+        .internal
+        .listen
+        .push("10.0.0.1:5683".parse().unwrap());
     Daemon {
         in_force: Arc::new(InForce::new(
             config.clone(),

@@ -111,6 +111,11 @@ impl Sessions {
                 sessions.enter_session(id).map_err(contradiction)?;
             }
         }
+        let apps = &sessions.apps;
+        sessions.endings.retain(|name| {
+            let app = apps.get(name);
+            app.is_some_and(|app| app.record.removed || !app.sessions.is_empty())
+        });
         Ok(sessions)
     }
 

@@ -192,6 +192,7 @@ fn everything_of_version_1() -> Image {
     image.sessions.retain(|session| session.id.slot() < 8);
     for session in &mut image.sessions {
         session.tunnel = None;
+        session.window = None;
         if let SessionState::Authorised(tokens) = &mut session.state {
             *tokens = Tokens::only(tokens.current.clone());
         }
