@@ -1,6 +1,6 @@
 //! What an operator looks with when something is wrong: status, doctor, store, sysdump, manual pages.
 
-use crate::story::{APP, PUSH_CTL, Story};
+use crate::story::{APP, PUSH_CTL, Story, wait_until};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -97,6 +97,21 @@ fn the_doctor_finds_what_is_wrong_and_its_fix_mends_it() {
     assert_eq!(verdict(&report, "sysctl:gw-app"), "ok");
     let brief = run(lab, &["status", "--brief"]);
     assert!(brief.status.success(), "{}", child::said(&brief));
+
+    // By whose link nothing comes or goes.
+    story.shell(Party::Gateway, "ip link set dev gw-dev down");
+    let brief = run(lab, &["status", "--brief"]);
+    assert_eq!(brief.status.code(), Some(1));
+    let line = String::from_utf8(brief.stdout).unwrap();
+    assert!(line.contains("gw-dev is down"), "{line}");
+    let (report, _) = examine();
+    let known_once = finding(&report, "daemon_warning");
+    assert!(known_once.is_empty(), "said twice: {known_once:?}");
+    let fix = finding(&report, "link:gw-dev")[0]["fix"].as_str().unwrap();
+    story.shell(Party::Gateway, fix);
+    wait_until("a link that is up again", || {
+        run(lab, &["status", "--brief"]).status.success()
+    });
 
     lab.stop().unwrap();
     let (report, code) = examine();

@@ -298,6 +298,16 @@ fn the_operators_day() {
     );
     assert_eq!(lab.push_ctl_json(&["app", "show", APP]).unwrap(), app);
 
+    // A filter that lets nothing through isn't a gateway without sessions.
+    assert_eq!(
+        people(lab, &["session", "list", "--app", "nonesuch"]),
+        "No such sessions; --all looks at those that are over, too.\n"
+    );
+    assert_eq!(
+        people(lab, &["terminal", "list", "--endpoint", "nonesuch"]),
+        "No such terminals.\n"
+    );
+
     // Removing the application ends its sessions.
     people(lab, &["app", "remove", APP]);
     assert_eq!(lab.push_ctl_json(&["session", "list"]).unwrap(), json!([]));
@@ -549,6 +559,35 @@ fn a_token_comes_from_a_file_or_standard_input_and_never_by_argument() {
         said.contains("ptk_") && !said.contains("00112233"),
         "{said}"
     );
+}
+
+#[test]
+fn bash_completes_commands_options_and_their_values() {
+    let cases = [
+        ("push-ctl ses", "session"),
+        ("push-ctl session ro", "rotate"),
+        ("push-ctl app key rem", "remove"),
+        ("push-ctl nic attach --ro", "--role"),
+        ("push-ctl terminal list --state sus", "suspended"),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("push-ctl");
+    fs::write(&file, alone(&["completions", "bash"]).stdout).unwrap();
+    // What readline does with the function that is registered for the program.
+    let script = r#"source "$1"; shift
+        registered=$(complete -p push-ctl)
+        function=${registered#*-F }
+        COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+        "${function%% *}" push-ctl "${@: -1}" "${@: -2:1}"
+        echo "${COMPREPLY[*]}""#;
+    for (line, expected) in cases {
+        let mut bash = Command::new("bash");
+        bash.args(["-c", script, "bash"]).arg(&file);
+        bash.args(line.split(' '));
+        let output = xtask::child::finish(&mut bash).unwrap();
+        let words = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(words.trim(), expected, "{line}");
+    }
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn what_an_emulated_device_cannot_have_is_said() {
         ),
         (
             &["--app", "nobody"],
-            "1 of 1 device didn't get",
+            "not ready: 1 of 1 device; unanswered: 0 requests",
             "a refusal says why",
         ),
     ];

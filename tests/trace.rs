@@ -93,7 +93,7 @@ fn each_step_says_what_is_wrong_and_how_to_mend_it() {
         ("registered", "phone-0"),
         ("session_table", "for 10.64.0.2:7000"),
         ("lifetime", "it expires in "),
-        ("sequence", "as far as below 128"),
+        ("sequence", "no sequence number above 127"),
         ("token", "token generation 0"),
         ("policy", "everything is permitted"),
         (

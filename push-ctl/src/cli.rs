@@ -153,7 +153,10 @@ enum App {
         name: String,
     },
     /// Change what an application may do, from now on and for all of its sessions; `off` takes a rule back
-    #[command(group(ArgGroup::new("rules").args(policy::OPTIONS).required(true).multiple(true)))]
+    #[command(
+        override_usage = "push-ctl app set <NAME> <RULE>...\n\nRules are the options from --rate to --return-acks.",
+        group(ArgGroup::new("rules").args(policy::OPTIONS).required(true).multiple(true))
+    )]
     Set {
         /// Name of the application
         name: String,
@@ -383,7 +386,10 @@ fn dispatch(cli: Cli) -> Result<Output, Failure> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "push-ctl", &mut script);
-            quiet(String::from_utf8_lossy(&script).into_owned())
+            let script = String::from_utf8_lossy(&script);
+            // clap_complete 4.6.11 sets one name for the program in bash and looks for another, as it
+            // has a hyphen (clap-rs/clap#6421): nothing but the first word would be completed.
+            quiet(script.replace("push__subcmd__ctl", "push__ctl"))
         }
     }
 }

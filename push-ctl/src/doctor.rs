@@ -138,8 +138,9 @@ pub async fn examine(patient: &Patient<'_>) -> Report {
 
 /// Whether a finding says the same already.
 fn is_known(findings: &[Finding], warning: &str) -> bool {
-    let mut fixes = findings.iter().filter_map(|finding| finding.fix.as_ref());
-    fixes.any(|fix| warning.contains(fix.as_str()))
+    let fixes = findings.iter().filter_map(|finding| finding.fix.as_ref());
+    let mut commands = fixes.map(|fix| fix.split("  # ").next().unwrap_or(fix));
+    commands.any(|command| warning.contains(command))
 }
 
 fn daemon(patient: &Patient<'_>) -> Finding {

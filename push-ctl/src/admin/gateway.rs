@@ -20,12 +20,14 @@ use tracing::error;
 
 pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
     let nics = nics::statuses(&operator).await?;
+    let silent = nics::silent(&nics).await;
     let seen = Arc::clone(&operator.daemon);
     let status = operator.controller.observe(move |view| {
         let counts = view.sessions.counts();
         let mut warnings = view.warnings();
         warnings.extend(seen.warnings());
         warnings.extend(nics::warnings(&seen, &nics));
+        warnings.extend(silent);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             layout_version: LAYOUT_VERSION,

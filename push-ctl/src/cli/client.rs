@@ -247,9 +247,18 @@ async fn succeeded(socket: &Path, request: RequestBuilder) -> Result<Response, F
     let problem: Problem = serde_json::from_slice(&body).map_err(|_| not_understood(socket))?;
     Err(Failure {
         hint: hint(&problem),
-        is_usage: problem.status == StatusCode::BAD_REQUEST.as_u16(),
+        is_usage: blames_arguments(&problem),
         ..Failure::new(named(&problem, &asked))
     })
+}
+
+/// Whether another command line would do; files that are named right may still have the wrong content.
+fn blames_arguments(problem: &Problem) -> bool {
+    let is_of_a_file = matches!(
+        problem.name(),
+        "bad-config" | "bad-credential" | "bad-export"
+    );
+    problem.status == StatusCode::BAD_REQUEST.as_u16() && !is_of_a_file
 }
 
 /// What is wrong, and with what: whoever goes through a list by script sees which one it was.

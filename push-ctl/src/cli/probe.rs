@@ -5,7 +5,7 @@ mod namespace;
 mod phone;
 mod server;
 
-use super::people::{amount, lifetime, milliseconds, plural};
+use super::people::{amount, lifetime, milliseconds, plural, without_error_numbers};
 use super::{Failure, Output, client, print};
 use crate::admin::api::{AppStatus, SessionStatus, Stats};
 use crate::emulate::device::{AppInstance, Wishes};
@@ -121,6 +121,7 @@ struct Broken {
 impl Steps {
     fn tell(&self, step: &str, outcome: Mark, took: Option<Duration>, text: &str) {
         let took_ms = took.map(in_milliseconds);
+        let text = &without_error_numbers(text);
         let line = if self.as_json {
             let told = Told {
                 step,

@@ -8,7 +8,7 @@ use caps::Capability;
 use futures_util::TryStreamExt;
 use rtnetlink::packet_core::NLA_F_NESTED;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -100,6 +100,16 @@ pub fn missing_capabilities(process: Option<i32>) -> Vec<Needed> {
     CAPABILITIES.into_iter().filter(is_missing).collect()
 }
 
+/// Whether the NIC with this index is up and has a carrier, as far as the kernel tells.
+pub async fn is_up(index: u32) -> Option<bool> {
+    netlink::link(index).await.ok()?.as_ref().map(carries)
+}
+
+fn carries(link: &LinkMessage) -> bool {
+    let flags = link.header.flags;
+    flags.contains(LinkFlags::Up | LinkFlags::LowerUp)
+}
+
 /// What the kernel says of the NIC of this name; `None` if there is none.
 ///
 /// # Errors
@@ -137,10 +147,7 @@ pub async fn nic(name: &str) -> Result<Option<NicSurvey>> {
         netlink::program_on(&link).map(|AttachedProgram { program_id, mode }| (program_id, mode));
     Ok(Some(NicSurvey {
         index,
-        is_up: link
-            .header
-            .flags
-            .contains(LinkFlags::Up | LinkFlags::LowerUp),
+        is_up: carries(&link),
         mtu_bytes: mtu_bytes.unwrap_or(0),
         driver: kind.or_else(driver),
         program,

@@ -119,15 +119,19 @@ impl Inspected {
             sessions,
             apps,
         } = &self.image;
+        let count = |number: usize, thing: &str| {
+            let plural = if number == 1 { "" } else { "s" };
+            format!("{number} {thing}{plural}")
+        };
         format!(
-            "{}, version {}, {} KiB{}: {} terminals, {} sessions, {} applications",
+            "{}, version {}, {} KiB{}: {}, {}, {}",
             self.path.display(),
             self.version,
             self.len_bytes >> 10,
             if self.is_in_use { ", in use" } else { "" },
-            terminals.len(),
-            sessions.len(),
-            apps.len(),
+            count(terminals.len(), "terminal"),
+            count(sessions.len(), "session"),
+            count(apps.len(), "application"),
         )
     }
 

@@ -35,8 +35,11 @@ pub(in crate::cli) enum Emulate {
 const FOR_MANY: &str = "\
 Many devices (--count) have an address each, of the prefix that --from gives. On the machine, or in the network \
 namespace, where they are played, make them all local:
+
   ip route add local 10.128.0.0/15 dev lo
+
 and on the gateway, route them there:
+
   ip route add 10.128.0.0/15 via ADDRESS";
 
 #[derive(Debug, clap::Args)]
