@@ -31,6 +31,9 @@ fn main() -> Result<()> {
         env::set_var("PATH", path);
         // `-Z build-std` on whatever channel the toolchain is of; the host build stays plain stable.
         env::set_var("RUSTC_BOOTSTRAP", "1");
+        // The object is the same, byte for byte, wherever it is built: it names files by crate, not by folder.
+        env::set_var("CARGO_UNSTABLE_TRIM_PATHS", "true");
+        env::set_var("CARGO_PROFILE_RELEASE_TRIM_PATHS", "all");
         // What the nested build says comes out as warnings of this one; let it say no more than that.
         env::set_var("CARGO_TERM_QUIET", "true");
     }

@@ -5,7 +5,10 @@
 //! | --- | --- | --- |
 //! | `ext` | 198.51.100.1, 2001:db8:51::1 | triggers come from here; `ONE_ARMED` devices too |
 //! | `int` | 10.64.0.1, fd00:64::1 | devices |
+//!
+//! They are veths, unless the environment lends others ([`LENT_NICS`]).
 
+use crate::story::wait_until;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use push_common::verdict::Verdict;
@@ -26,17 +29,64 @@ pub(crate) const INT_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
 pub(crate) const DEVICE_MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
 pub(crate) const ONE_ARMED_MAC: [u8; 6] = [2, 0, 0, 0, 1, 7];
 
+/// Names of NICs of the namespace of process 1, by commas, which are used instead of veths: `ext`, what is behind
+/// it, `int`, what is behind that. One test at a time can have them.
+const LENT_NICS: &str = "PUSH_TEST_NICS";
+
 pub(crate) struct Gateway {
     pub(crate) dataplane: Dataplane,
     pub(crate) settings: Settings,
     pub(crate) _state: BpfFolder,
 }
 
-/// A folder with a bpffs in it, which is unmounted with it.
-pub(crate) struct BpfFolder(tempfile::TempDir);
+/// NICs to give back, by the name they have here and the one they had.
+struct LentNics(Vec<(&'static str, String)>);
+
+impl LentNics {
+    const HERE: [&str; 4] = [EXT, "ext-peer", INT, "int-peer"];
+
+    /// Takes them over into the namespace of this thread.
+    fn take() -> Self {
+        let names = std::env::var(LENT_NICS).unwrap_or_default();
+        let names = names.split(',').filter(|name| !name.is_empty());
+        let lent: Vec<_> = Self::HERE
+            .into_iter()
+            .zip(names.map(str::to_owned))
+            .collect();
+        let here = nix::unistd::gettid();
+        for (name, before) in &lent {
+            sh(&format!(
+                "nsenter --net=/proc/1/ns/net ip link set {before} netns {here} name {name}"
+            ));
+        }
+        Self(lent)
+    }
+}
+
+impl Drop for LentNics {
+    /// The kernel takes a program off a while after the last one who knew of its link has gone.
+    fn drop(&mut self) {
+        for (name, before) in &self.0 {
+            wait_until("the program is off the NIC", || {
+                !sh(&format!("ip link show {name}")).contains("prog/xdp")
+            });
+            sh(&format!(
+                "ip link set {name} down; ip addr flush dev {name}; ip link set {name} netns 1 name {before}"
+            ));
+        }
+    }
+}
+
+/// A folder with a bpffs in it, which is unmounted with it; and NICs, which are given back after that.
+pub(crate) struct BpfFolder(
+    tempfile::TempDir,
+    #[expect(dead_code, reason = "is there to be dropped")] LentNics,
+);
 
 impl Drop for BpfFolder {
     fn drop(&mut self) {
+        // A link outlives a lazy unmount for as long as anything has the folder open.
+        let _ = std::fs::remove_dir_all(self.0.path().join("push"));
         let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
     }
 }
@@ -65,10 +115,12 @@ impl Gateway {
         .unwrap();
 
         sh("ip link set lo up");
+        let lent = LentNics::take();
         for (nic, mac) in [(EXT, "02:00:00:00:01:01"), (INT, "02:00:00:00:02:01")] {
-            sh(&format!(
-                "ip link add {nic} address {mac} type veth peer name {nic}-peer"
-            ));
+            if lent.0.is_empty() {
+                sh(&format!("ip link add {nic} type veth peer name {nic}-peer"));
+            }
+            sh(&format!("ip link set {nic} address {mac}"));
             // Whoever is behind it keeps quiet, so that only what a test sends is counted.
             sh(&format!(
                 "sysctl -qw net.ipv6.conf.{nic}-peer.disable_ipv6=1; ip link set {nic}-peer arp off up"
@@ -96,7 +148,7 @@ impl Gateway {
         Self {
             dataplane,
             settings,
-            _state: BpfFolder(state),
+            _state: BpfFolder(state, lent),
         }
     }
 

@@ -52,6 +52,7 @@ use push_common::maps::{
 use push_common::replay::WORDS;
 use push_common::verdict::Verdict;
 use push_common::wire::SessionId;
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::IpAddr;
@@ -124,6 +125,7 @@ impl Dataplane {
             .iter()
             .map(|nic| interface_index(&nic.name))
             .collect::<Result<Vec<_>>>()?;
+        tracing::info!(object_sha256 = object_sha256(), "loading the XDP program");
         gates::make_pin_dir(&settings.pin_dir)?;
         let lock = pins::lock(&settings.pin_dir)?;
 
@@ -496,6 +498,12 @@ impl Dataplane {
 #[must_use]
 pub fn object() -> &'static [u8] {
     OBJECT
+}
+
+/// SHA-256 of [`object`], in hexadecimal. It is built the same from the same source anywhere, so this tells what runs.
+#[must_use]
+pub fn object_sha256() -> String {
+    hex::encode(Sha256::digest(OBJECT))
 }
 
 /// The name of the NIC that has this index in the maps.

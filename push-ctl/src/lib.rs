@@ -28,30 +28,51 @@
 //! Requests come in by `internal`, `external` and `admin`, which take them apart and put them to the
 //! controller; it has `sessions` decide, and carries the outcome to `store` and `dataplane`.
 
+// What needs unsafe code is in `dataplane`, for memory that is shared with the kernel, and in `doctor`, for one call.
+#[forbid(unsafe_code)]
 pub mod admin;
+#[forbid(unsafe_code)]
 pub mod audit;
+#[forbid(unsafe_code)]
 pub mod cli;
+#[forbid(unsafe_code)]
 pub mod config;
+#[forbid(unsafe_code)]
 pub mod controller;
+#[forbid(unsafe_code)]
 pub mod credentials;
 pub mod dataplane;
 pub mod doctor;
 mod durations;
+#[forbid(unsafe_code)]
 pub mod emulate;
+#[forbid(unsafe_code)]
 pub mod events;
+#[forbid(unsafe_code)]
 pub mod external;
 #[cfg(test)]
 mod fuzz;
+#[forbid(unsafe_code)]
 pub mod internal;
+#[forbid(unsafe_code)]
 pub mod listen;
+#[forbid(unsafe_code)]
 pub mod metrics;
+#[forbid(unsafe_code)]
 pub mod monitoring;
+#[forbid(unsafe_code)]
 pub mod problem;
+#[forbid(unsafe_code)]
 pub mod random;
+#[forbid(unsafe_code)]
 pub mod reload;
+#[forbid(unsafe_code)]
 pub mod service;
+#[forbid(unsafe_code)]
 pub mod sessions;
+#[forbid(unsafe_code)]
 pub mod store;
+#[forbid(unsafe_code)]
 pub mod upgrade;
 
 use anyhow::{Context, Result, bail};

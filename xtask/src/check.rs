@@ -1,10 +1,13 @@
 //! `cargo xtask test` and `cargo xtask ci`.
 
-use crate::{child, demo, setup, workspace};
+use crate::{child, demo, reproduce, setup, workspace};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
-use std::time::Instant;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A server that can't be reached is not waited for all day.
+const ADVISORIES_LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs the tests of the whole workspace, or what `arguments` make `cargo test` run.
 ///
@@ -24,8 +27,9 @@ pub fn test(arguments: &[String]) -> Result<()> {
 /// At the first thing that isn't.
 pub fn ci() -> Result<()> {
     workspace::require_root("testing on the real kernel", "ci")?;
-    setup::run()?;
+    setup::for_ci()?;
     cargo_step("format", &["fmt", "--all", "--check"])?;
+    dependencies()?;
     cargo_step(
         "lints",
         &[
@@ -68,13 +72,41 @@ pub fn ci() -> Result<()> {
     run_tests(&of_features.map(str::to_owned), &[])?;
     cargo_step("build", &["build", "--release", "--workspace"])?;
     run_tests(&[], &[])?;
+    reproduce::run()?;
     demo::run(false)
 }
 
+/// What other people's code is used, by what licence, from where, and whether it is known to be bad.
+fn dependencies() -> Result<()> {
+    let deny = |arguments: &[&str]| {
+        let mut command = child::command(setup::deny::program());
+        command.args(arguments).current_dir(workspace::root());
+        command
+    };
+    step(
+        "licences, bans and sources",
+        deny(&["check", "licenses", "bans", "sources"]),
+    )?;
+    // It is a repository of its own, which a machine that reaches package registries only doesn't get.
+    match child::watch(&mut deny(&["fetch", "db"]), ADVISORIES_LIMIT) {
+        Ok(()) => step("advisories", deny(&["check", "advisories"])),
+        Err(error) => {
+            println!(
+                "ci: advisories: SKIPPED, as the database of advisories can't be fetched: {error:#}"
+            );
+            Ok(())
+        }
+    }
+}
+
 fn cargo_step(name: &str, arguments: &[&str]) -> Result<()> {
-    let started = Instant::now();
     let mut command = workspace::cargo();
     command.args(arguments);
+    step(name, command)
+}
+
+fn step(name: &str, mut command: Command) -> Result<()> {
+    let started = Instant::now();
     let line = child::display(&command);
     println!("ci: {name}: {line}");
     let status = command
@@ -142,16 +174,16 @@ pub(crate) fn run_tests_heard(
 }
 
 /// Sum over the test programs that cargo runs one after the other.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) ignored: u64,
 }
 
 impl Tally {
     /// Adds what a line such as `test result: ok. 9 passed; 0 failed; 1 ignored; …` tells.
-    fn take(&mut self, line: &str) {
+    pub(crate) fn take(&mut self, line: &str) {
         let Some((_, counts)) = line
             .strip_prefix("test result: ")
             .and_then(|result| result.split_once(". "))

@@ -45,7 +45,15 @@ pub fn command(program: impl AsRef<Path>) -> Command {
 /// Whether `program` is on the path of [`command`].
 #[must_use]
 pub fn is_installed(program: &str) -> bool {
-    env::split_paths(&search_path()).any(|folder| folder.join(program).is_file())
+    installed(program).is_some()
+}
+
+/// Where on the path of [`command`] that is.
+#[must_use]
+pub fn installed(program: &str) -> Option<PathBuf> {
+    let path = search_path();
+    let mut paths = env::split_paths(&path).map(|folder| folder.join(program));
+    paths.find(|path| path.is_file())
 }
 
 /// The command as a person would type it.

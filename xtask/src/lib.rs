@@ -12,6 +12,8 @@
 //! | [`check`] | the tests, and what CI runs |
 //! | [`fuzz`] | what hostile peers send, made up |
 //! | [`dist`] | push-ctl as a Debian package |
+//! | [`kernels`] | the tests of the path on other kernels, and on another driver |
+//! | [`reproduce`] | the XDP program, built twice and compared |
 //! | [`soak`] | what goes wrong seldom, looked for at length |
 //! | [`bench`] | the benchmarks, and the statistics they share |
 //!
@@ -27,8 +29,10 @@ pub mod demo;
 pub mod dist;
 pub mod emulated;
 pub mod fuzz;
+pub mod kernels;
 pub mod lab;
 pub mod push_client;
+pub mod reproduce;
 pub mod setup;
 pub mod soak;
 pub mod traffic;

@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 use xtask::bench::Suite;
 use xtask::fuzz::Target;
+use xtask::kernels::Kernel;
 use xtask::soak::Race;
-use xtask::{bench, check, demo, dist, fuzz, lab, setup, soak};
+use xtask::{bench, check, demo, dist, fuzz, kernels, lab, reproduce, setup, soak};
 
 /// Tasks of the workspace. Each of them first sets up what it needs.
 #[derive(Parser)]
@@ -75,6 +76,17 @@ enum Task {
         #[arg(long, value_enum, value_name = "NAME")]
         only: Vec<Race>,
     },
+    /// The tests of the path on Debian's kernels in an emulated machine, on veth and on virtio-net.
+    Kernels {
+        /// Which kernels; all of them, if none is named.
+        #[arg(long, value_enum, value_name = "VERSION")]
+        only: Vec<Kernel>,
+        /// Build without optimisation: sooner built, but several times slower to run.
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Build the XDP program in another folder, too, and compare the two byte for byte.
+    Reproduce,
     /// push-ctl as a Debian package, in target/dist.
     Dist {
         /// Install it in a bare Debian, start it there, and remove it: nothing may be left.
@@ -84,7 +96,7 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
-    /// What CI runs: format, lints, build, tests, demo.
+    /// What CI runs: format, dependencies, lints, build, tests, demo.
     Ci,
 }
 
@@ -128,6 +140,8 @@ fn run(task: Task) -> Result<()> {
             keep,
         } => fuzz::run(time, seed, &only, keep),
         Task::Soak { time, only } => soak::run(time, &only),
+        Task::Kernels { only, quick } => kernels::run(&only, quick),
+        Task::Reproduce => reproduce::run(),
         Task::Dist { check, quick } => dist::run(check, quick),
         Task::Ci => check::ci(),
     }

@@ -5,6 +5,7 @@
 
 mod apt;
 pub mod coap;
+pub mod deny;
 mod linker;
 pub mod python;
 mod toolchain;
@@ -38,6 +39,26 @@ pub fn run() -> Result<()> {
         started.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+/// Gets what only CI needs, besides all of [`run`].
+///
+/// # Errors
+///
+/// When a piece can't be had.
+pub fn for_ci() -> Result<()> {
+    run()?;
+    deny::ensure()
+}
+
+/// Gets what emulating a machine needs, besides all of [`run`].
+///
+/// # Errors
+///
+/// When a piece can't be had.
+pub fn for_kernels() -> Result<()> {
+    run()?;
+    apt::emulation(&mut Apt::default())
 }
 
 /// Says what is being done, and why.

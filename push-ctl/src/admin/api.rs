@@ -33,6 +33,8 @@ pub struct Status {
     pub version: String,
     /// Version of the maps it shares with the XDP program.
     pub layout_version: u32,
+    /// SHA-256 of the XDP program's object, which it has loaded, in hexadecimal.
+    pub object_sha256: String,
     /// Its process.
     pub pid: u32,
     /// When it became ready.

@@ -6,7 +6,7 @@ use super::api::{
 use super::{Answer, Operator, nics};
 use crate::config;
 use crate::controller::View;
-use crate::dataplane::NicCounters;
+use crate::dataplane::{NicCounters, object_sha256};
 use crate::problem::Problem;
 use crate::sessions::Population;
 use crate::sessions::records::RealmName;
@@ -31,6 +31,7 @@ pub(super) async fn status(State(operator): State<Operator>) -> Answer<Status> {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             layout_version: LAYOUT_VERSION,
+            object_sha256: object_sha256(),
             pid: std::process::id(),
             started_at: seen.started_at.to_string(),
             uptime_s: seen.started.elapsed().as_secs(),

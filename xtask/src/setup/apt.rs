@@ -75,6 +75,17 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// The same of `cargo xtask kernels` alone.
+const EMULATION: &[(&str, &str, &str)] = &[
+    (
+        "qemu-system-x86_64",
+        "qemu-system-x86",
+        "a machine for another kernel",
+    ),
+    ("busybox", "busybox-static", "what that machine boots with"),
+    ("xz", "xz-utils", "to unpack the modules of kernels"),
+];
+
 /// A slow mirror is waited for, a dead one isn't waited for all day.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 
@@ -86,7 +97,16 @@ pub(super) struct Apt {
 
 /// Installs the programs that are missing.
 pub(super) fn programs(apt: &mut Apt) -> Result<()> {
-    let missing: Vec<_> = PROGRAMS
+    missing_of(PROGRAMS, apt)
+}
+
+/// Installs what emulating a machine needs.
+pub(super) fn emulation(apt: &mut Apt) -> Result<()> {
+    missing_of(EMULATION, apt)
+}
+
+fn missing_of(programs: &[(&str, &str, &str)], apt: &mut Apt) -> Result<()> {
+    let missing: Vec<_> = programs
         .iter()
         .filter(|(program, ..)| !child::is_installed(program))
         .collect();

@@ -20,6 +20,7 @@ pub(super) fn status_for_people(status: &Status) -> String {
             lifetime(status.uptime_s)
         ),
     );
+    facts.fact("XDP program", format!("SHA-256 {}", status.object_sha256));
     facts.fact("configuration", status.config.display());
     facts.fact(
         "store",

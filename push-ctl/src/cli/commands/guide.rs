@@ -12,6 +12,8 @@ pub(in crate::cli) enum Topic {
     Registration,
     /// A complete sender in plain Python
     Sender,
+    /// For operators: who may do what on which interface, and what is not defended
+    Threats,
 }
 
 impl Topic {
@@ -20,6 +22,7 @@ impl Topic {
             Self::Trigger => include_str!("../topics/trigger.md"),
             Self::Registration => include_str!("../topics/registration.md"),
             Self::Sender => include_str!("../topics/sender.py"),
+            Self::Threats => include_str!("../topics/threats.md"),
         }
     }
 }
