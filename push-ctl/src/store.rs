@@ -2,7 +2,9 @@
 //!
 //! [`RedbStore`] keeps them in one file, `push.redb` in the `state_dir`. A token is never in it, only
 //! the keys derived from it and its hash; so is an application's key only as a hash. The file can be
-//! read by root and the daemon alone (mode 0600), as a derived key is enough to sign triggers.
+//! read by root and the daemon alone (mode 0600), as a derived key is enough to sign triggers. The keys are not
+//! encrypted in it: the daemon starts without anybody's help, so what they were encrypted with would have to be
+//! in another file of the same user. A copy, such as a backup, has to be kept as secret as the file.
 //!
 //! | table | key | value |
 //! | --- | --- | --- |

@@ -224,7 +224,7 @@ async fn a_device_s_whole_life() {
         .ask(post, &format!("rd/{id}/s?app=mail&inst=a&port=7000"))
         .await;
     assert_eq!(code, "4.03");
-    let words = "not in the first operative state: deregistered; register again";
+    let words = "deregistered; register again: not in the first operative state";
     assert!(words.starts_with(&text) && text.len() > 30, "{text}");
     let (code, _) = elsewhere
         .ask(post, "rd/0123456789abcdef/s?app=mail&inst=a&port=7000")

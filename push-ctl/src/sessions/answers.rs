@@ -14,7 +14,7 @@ pub enum DeviceRefusal {
     #[error("no such registration; register again")]
     UnknownRegistration,
     /// The terminal is in the second operative state.
-    #[error("not in the first operative state: {}; register again", .0.label().replace('_', " "))]
+    #[error("{}; register again: not in the first operative state", .0.label().replace('_', " "))]
     SecondState(Left),
     /// The operator has suspended the terminal.
     #[error("suspended by the operator; wait until you are told otherwise")]
