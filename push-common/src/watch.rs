@@ -55,5 +55,7 @@ pub struct Capture {
 
 const _: () = {
     assert!(size_of::<Capture>() == 32 + SNAP_BYTES);
+    // The path makes a mask of it.
+    assert!(SNAP_BYTES.is_power_of_two());
     assert!(EventKind::ALL.len() <= CAPTURE_SLOT);
 };

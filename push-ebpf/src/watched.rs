@@ -71,7 +71,7 @@ pub(crate) fn hand_out(context: &XdpContext, verdict: Verdict, session: u64) {
         }
         // From 1 on, as the helper wants it; verifiers before 6.8 learn that from arithmetic, not from a comparison
         // with 0. Of a frame without bytes too many are asked for, and none are had.
-        captured = (captured.wrapping_sub(1) & (SNAP_BYTES as u64 - 1)).wrapping_add(1);
+        captured = (captured.wrapping_sub(1) & (SNAP_BYTES as u64).wrapping_sub(1)).wrapping_add(1);
         (*capture).time_ns = now_ns;
         (*capture).session = session;
         (*capture).length = length as u32;
