@@ -52,7 +52,7 @@ mod tests {
             (Duration::from_hours(24), "1d"),
             (Duration::from_hours(25), "1d 1h"),
             (Duration::from_hours(365 * 24), "1y"),
-            (Duration::from_secs(65_293_430_400), "2070y 155d"),
+            (Duration::from_secs(65_293_430_400), "2070y 161d"),
         ];
         for (time, text) in cases {
             assert_eq!(short(time), text);

@@ -196,8 +196,8 @@ fn status(nic: dataplane::NicStatus, config: &config::Config) -> NicStatus {
 /// NICs by which nothing comes or goes.
 pub(super) async fn silent(nics: &[NicStatus]) -> Vec<String> {
     let mut warnings = Vec::new();
-    for NicStatus { name, index, .. } in nics {
-        if survey::is_up(*index).await == Some(false) {
+    for NicStatus { name, .. } in nics {
+        if survey::is_up(name).await == Some(false) {
             warnings.push(format!(
                 "{name} is down, or without a carrier: ip link set dev {name} up"
             ));

@@ -100,8 +100,9 @@ pub fn missing_capabilities(process: Option<i32>) -> Vec<Needed> {
     CAPABILITIES.into_iter().filter(is_missing).collect()
 }
 
-/// Whether the NIC with this index is up and has a carrier, as far as the kernel tells.
-pub async fn is_up(index: u32) -> Option<bool> {
+/// Whether the NIC of this name is up and has a carrier, as far as the kernel tells.
+pub async fn is_up(name: &str) -> Option<bool> {
+    let index = nix::net::if_::if_nametoindex(name).ok()?;
     netlink::link(index).await.ok()?.as_ref().map(carries)
 }
 

@@ -153,17 +153,17 @@ async fn a_monitor_is_set_as_a_whole_or_refused_with_what_is_wrong() {
         (
             "interval_s",
             json!(0),
-            "interval_s: 0 is not between 1s and 1day",
+            "interval_s: 0s is not between 1s and 1d",
         ),
         (
             "unreachable_after_s",
             json!(1_u64 << 40),
-            "is not between 0s and 30days",
+            "is not between 0s and 30d",
         ),
         (
             "inactive_after_s",
             json!(0),
-            "inactive_after_s: 0 is not between 1s",
+            "inactive_after_s: 0s is not between 1s",
         ),
     ] {
         let mut wrong = good.clone();

@@ -509,7 +509,7 @@ mod tests {
         };
         for (expires, text) in [
             (None, "never expires"),
-            (Some("2026-02-01T01:30:59Z"), "expires in 30days 1h"),
+            (Some("2026-02-01T01:30:59Z"), "expires in 30d 1h"),
             (Some("2026-01-02T01:30:59Z"), "expires in 1h 30m"),
             (Some("2026-01-02T00:01:01Z"), "expires in 1m 1s"),
             (Some("2026-01-02T00:00:00Z"), "has expired"),
