@@ -3,12 +3,11 @@
 //!
 //! | NIC | addresses | behind it |
 //! | --- | --- | --- |
-//! | `ext` | 198.51.100.1, 2001:db8:51::1 | triggers come from here; `ONE_ARMED` devices too |
-//! | `int` | 10.64.0.1, fd00:64::1 | devices |
+//! | `ext` | 198.51.100.1, `2001:db8:51::1` | triggers come from here; `ONE_ARMED` devices too |
+//! | `int` | 10.64.0.1, `fd00:64::1` | devices |
 //!
 //! They are veths, unless the environment lends others ([`LENT_NICS`]).
 
-use crate::story::wait_until;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use push_common::verdict::Verdict;
@@ -17,8 +16,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
+/// How long anything may take that is waited for.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 pub(crate) const EXT: &str = "ext";
 pub(crate) const INT: &str = "int";
 pub(crate) const SLOTS: u32 = 64;
@@ -278,4 +280,13 @@ pub(crate) fn sh(line: &str) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Waits until it is so; fails after [`LIMIT`].
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

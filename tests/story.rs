@@ -1,12 +1,13 @@
 //! A lab with an application in it, for tests that go from registering to receiving.
 
+pub(crate) use crate::gateway::{LIMIT, wait_until};
+
 use crate::gateway::TRIGGER_PORT;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 use xtask::child;
 use xtask::clients::{Clients, Granted};
 use xtask::lab::{APPLICATION, DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Lab, Options, Party};
@@ -20,9 +21,6 @@ pub(crate) const APP: &str = "weather";
 /// Where the gateway listens inside: triggers come from there.
 pub(crate) const INTERNAL_PORT: u16 = 5683;
 pub(crate) const DEVICE_PORT: u16 = 7000;
-
-/// How long anything may take that is waited for.
-pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) struct Story {
     pub(crate) lab: Lab,
@@ -190,12 +188,4 @@ pub(crate) fn verdicts(lab: &Lab, nic: &str) -> BTreeMap<String, u64> {
         "what came in is the sum of the verdicts"
     );
     by_verdict
-}
-
-pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }

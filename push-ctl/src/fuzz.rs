@@ -16,8 +16,11 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
+/// Tries some bytes, and panics if they do harm.
+type Judge = fn(&[u8]);
+
 /// By name.
-const TARGETS: [(&str, fn(&[u8])); 6] = [
+const TARGETS: [(&str, Judge); 6] = [
     ("coap", internal::tests::hostile::judge_datagram),
     ("cbor", internal::tests::hostile::judge_session_request),
     ("http", external::tests::hostile::judge_request),
@@ -133,14 +136,15 @@ pub(crate) fn judge_answer(answer: &Response<()>, text: &[u8]) {
 /// libFuzzer, as a test: so it gets at what only the crate itself sees.
 #[cfg(feature = "fuzz")]
 mod engine {
-    use super::TARGETS;
+    use super::{Judge, TARGETS};
     use libfuzzer_sys as _;
     use std::env;
     use std::ffi::{CString, c_char, c_int};
     use std::sync::OnceLock;
 
-    static JUDGE: OnceLock<fn(&[u8])> = OnceLock::new();
+    static JUDGE: OnceLock<Judge> = OnceLock::new();
 
+    #[expect(unsafe_code, reason = "the engine isn't written in Rust")]
     unsafe extern "C" {
         fn LLVMFuzzerRunDriver(
             argument_count: *mut c_int,
@@ -189,6 +193,10 @@ mod engine {
     /// What libfuzzer-sys wants of a program that is one target, and nothing calls in this one.
     #[unsafe(no_mangle)]
     #[expect(unsafe_code, reason = "its name is libfuzzer-sys' choice")]
+    #[expect(
+        improper_ctypes_definitions,
+        reason = "so is its type; both ends are Rust"
+    )]
     extern "C" fn rust_fuzzer_test_input(_: &[u8]) -> i32 {
         0
     }

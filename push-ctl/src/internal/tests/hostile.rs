@@ -9,12 +9,13 @@ const TAG: [u8; echo::TAG_LEN] = [7; echo::TAG_LEN];
 /// What is sent at once to who sends `data` from an address that isn't proved, is a message, and not longer than `data`.
 pub(crate) fn judge_datagram(data: &[u8]) {
     let answer = match read(data) {
-        Incoming::Ignored => return,
+        Incoming::Ignored | Incoming::Answer(Answer::Acknowledgement(_) | Answer::Reset(_)) => {
+            return;
+        }
         Incoming::Rejected(message_id) => reset(message_id).to_vec(),
         Incoming::Answer(Answer::Response { message_id, .. }) => {
             acknowledgement(message_id).to_vec()
         }
-        Incoming::Answer(Answer::Acknowledgement(_) | Answer::Reset(_)) => return,
         Incoming::Request(request) => {
             let reply = match operation(&request) {
                 Err(reply) => reply,
