@@ -15,7 +15,7 @@ const MINIMUM_KERNEL: (u32, u32) = (5, 18);
 
 /// What a program costs that the verifier guards against speculation, as it does without `CAP_PERFMON`.
 pub(super) const SLOW: &str =
-    "without it the verifier adds speculation barriers and the program runs about 4 times slower";
+    "without it the verifier adds speculation barriers and the program runs slower";
 
 /// The release of this kernel.
 ///
