@@ -545,7 +545,7 @@ pub(super) mod tests {
         let guide = include_str!("../cli/topics/registration.md");
         let (_, example) = guide.split_once("## Worked example").unwrap();
         let mut lines = example.lines();
-        let message = lines.find_map(|line| line.strip_prefix(&format!("    {name} ")));
+        let message = lines.find_map(|line| line.strip_prefix(&format!("{name} ")));
         hex::decode(message.unwrap().trim()).unwrap()
     }
 
