@@ -103,17 +103,14 @@ impl Upgrade {
     }
 
     async fn asked(&self, arguments: Vec<OsString>) -> Result<Output, UpgradeError> {
-        let executable = self.executable.clone();
-        let running = tokio::task::spawn_blocking(move || {
-            // No socket of the daemon's is for it: they are all closed on execution.
-            Command::new(executable)
-                .args(arguments)
-                .env_remove("NOTIFY_SOCKET")
-                .output()
-        });
-        match timeout(PATIENCE, running).await {
-            Ok(Ok(Ok(output))) => Ok(output),
-            Ok(Ok(Err(error))) => Err(self.does_not_run(error.to_string())),
+        let mut command = tokio::process::Command::new(&self.executable);
+        // What it says is for us, not for the service manager; and it doesn't outlive our patience.
+        command
+            .args(arguments)
+            .env_remove("NOTIFY_SOCKET")
+            .kill_on_drop(true);
+        match timeout(PATIENCE, command.output()).await {
+            Ok(Ok(output)) => Ok(output),
             Ok(Err(error)) => Err(self.does_not_run(error.to_string())),
             Err(_elapsed) => Err(self.does_not_run("it says nothing".to_owned())),
         }

@@ -25,7 +25,7 @@ fn of_two_senders_of_the_same_triggers_one_gets_through_whatever_the_daemon_does
     kills("push-races-kill", Course::short(2));
 }
 
-fn load(session: &traffic::Session, first_sequence: u64, triggers: u64) -> Load<'_> {
+pub(super) fn load(session: &traffic::Session, first_sequence: u64, triggers: u64) -> Load<'_> {
     Load {
         sessions: std::slice::from_ref(session),
         first_sequence,

@@ -1,18 +1,18 @@
 //! Triggers from socket to socket while the gateway goes through what gateways go through: it is upgraded,
 //! killed in the middle of whatever it does, and its links go away and come back.
 
+use super::delivery::load;
 use super::{Course, LIMIT};
 use crate::story::{APP, DEVICE_PORT, PUSH_CTL, Story, device, server, wait_until};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use xtask::child;
-use xtask::lab::{GATEWAY_INSIDE, Lab, Options, Party};
-use xtask::traffic::{self, Load, Received, Sink};
+use xtask::lab::{GATEWAY_INSIDE, Lab, Party};
+use xtask::traffic::{Load, Received, Sink};
 
 static NEVER: AtomicBool = AtomicBool::new(false);
 
@@ -36,17 +36,6 @@ fn a_nic_that_comes_back_has_the_program_again() {
     replugs("push-replug", Course::short(2));
 }
 
-fn load(session: &traffic::Session, first_sequence: u64, triggers: u64) -> Load<'_> {
-    Load {
-        sessions: std::slice::from_ref(session),
-        first_sequence,
-        triggers,
-        payload_bytes: 40,
-        rate_per_s: Some(60_000),
-        forged: false,
-    }
-}
-
 fn nics(lab: &Lab) -> Vec<Value> {
     let mut status = lab.push_ctl_json(&["status"]).unwrap();
     let Value::Array(nics) = status["nics"].take() else {
@@ -64,7 +53,12 @@ pub(super) fn upgrades(prefix: &str, mut course: Course, each: u64) {
     let (server, stop) = (server(lab, 0), AtomicBool::new(false));
     let pid = lab.pid();
     let sent = thread::scope(|scope| {
-        let generator = scope.spawn(|| load(&session, 1, u64::MAX).send(&server, &stop).unwrap());
+        let load = Load {
+            rate_per_s: Some(60_000),
+            ..load(&session, 1, u64::MAX)
+        };
+        let (server, stop_here) = (&server, &stop);
+        let generator = scope.spawn(move || load.send(server, stop_here).unwrap());
         let stop = StopAtEnd(&stop);
         let mut before = nics(lab);
         while let Some(count) = course.next(1) {
@@ -282,8 +276,7 @@ pub(super) fn links(prefix: &str, mut course: Course) {
 
 /// A course of so many times that a NIC is removed, and another one gets its name.
 pub(super) fn replugs(prefix: &str, mut course: Course) {
-    let options = Options::new(prefix, Path::new(PUSH_CTL));
-    let story = Story::with(&options);
+    let story = Story::begin(prefix);
     let lab = &story.lab;
     let session = story.authorised(0, DEVICE_PORT);
     let (mut sent, mut longest) = (0, Duration::ZERO);

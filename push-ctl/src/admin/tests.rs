@@ -54,7 +54,8 @@ async fn admin_of(world: &World) -> Admin {
     }
 }
 
-fn daemon(controller: &Controller) -> Daemon {
+/// A daemon of that controller, with the example configuration and a realm.
+pub(crate) fn daemon(controller: &Controller) -> Daemon {
     let realm = r#"
         [[realm]]
         name = "meters"

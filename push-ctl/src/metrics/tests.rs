@@ -1,19 +1,12 @@
 //! Over TCP, and read by parsers that others have written.
 
 use super::*;
-use crate::admin::Daemon;
-use crate::config::Config;
+use crate::admin::{self, Daemon};
 use crate::controller::tests::{World, authorised};
-use crate::events::Bus;
-use crate::monitoring::Hints;
-use crate::reload::InForce;
-use crate::upgrade::Upgrade;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::time::Instant;
 use tokio::sync::mpsc;
 
 /// Prints each sample as a JSON array of name, labels and value; fails if it isn't `OpenMetrics`.
@@ -43,17 +36,9 @@ async fn endpoint(world: &World) -> Endpoint {
     let directory = tempfile::tempdir().unwrap();
     let store = directory.path().join("push.redb");
     std::fs::write(&store, b"12345").unwrap();
-    let config = toml::from_str::<Config>(Config::example()).unwrap();
-    let in_force = InForce::new(config.clone(), controller.clone(), Bus::default());
     let daemon = Daemon {
-        config,
-        in_force: Arc::new(in_force),
         store,
-        started: Instant::now(),
-        started_at: jiff::Timestamp::now(),
-        upgrade: Upgrade::of("push-ctl".into()),
-        events: Bus::default(),
-        monitoring: Hints::default(),
+        ..admin::tests::daemon(&controller)
     };
     let (sender, _receiver) = mpsc::channel(10);
     let sources = Sources {

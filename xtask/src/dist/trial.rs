@@ -24,9 +24,9 @@ pub(super) fn run(package: &Path) -> Result<()> {
     let lab = Lab::up(&options)?;
     let debian = Debian::boot(&lab)?;
     let before = debian.files()?;
-    fs::copy(package, debian.path("root/push.deb"))?;
-    debian.run(&["dpkg", "--install", "/root/push.deb"])?;
-    fs::remove_file(debian.path("root/push.deb"))?;
+    fs::copy(package, debian.path("push.deb"))?;
+    debian.run(&["dpkg", "--install", "/push.deb"])?;
+    fs::remove_file(debian.path("push.deb"))?;
     println!("dist: installed");
     is_installed(&debian)?;
 
