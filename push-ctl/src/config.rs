@@ -10,6 +10,7 @@ pub use reload::{Change, Changes};
 
 use crate::dataplane;
 use crate::sessions::records::RealmName;
+use crate::store::{KeyEncryptionKey, KeyFileError};
 use push_common::maps::DEFAULT_SESSION_SLOTS;
 use push_common::wire::DEFAULT_TRIGGER_PORT;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -34,6 +35,9 @@ pub struct Config {
     /// Directory of the store, and of the self-signed certificate.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
+    /// What keys in the store are encrypted with; they aren't if there is none.
+    #[serde(default)]
+    pub state_key_file: Option<PathBuf>,
     /// Directory on a bpffs where maps and links are pinned.
     #[serde(default = "default_pin_dir")]
     pub pin_dir: PathBuf,
@@ -79,6 +83,16 @@ impl Config {
     pub fn audit_file(&self) -> PathBuf {
         let file = self.audit.file.clone();
         file.unwrap_or_else(|| self.state_dir.join("audit.log"))
+    }
+
+    /// What keys in the store are encrypted with, read from `state_key_file`.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyFileError`].
+    pub fn key_encryption_key(&self) -> Result<Option<KeyEncryptionKey>, KeyFileError> {
+        let file = self.state_key_file.as_deref();
+        file.map(KeyEncryptionKey::read).transpose()
     }
 }
 

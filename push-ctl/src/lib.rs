@@ -114,7 +114,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<Ended> {
     // What may fail without having changed anything comes first, the data plane last.
-    let store = RedbStore::open(&config.state_dir)?;
+    let store = RedbStore::open(&config.state_dir, config.key_encryption_key()?)?;
     let store_path = store.path().to_owned();
     let sessions = Sessions::restore(limits(&config), store.load()?)?;
     let names: Vec<IpAddr> = config.external.listen.iter().map(SocketAddr::ip).collect();

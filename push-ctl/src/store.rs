@@ -2,32 +2,41 @@
 //!
 //! [`RedbStore`] keeps them in one file, `push.redb` in the `state_dir`. A token is never in it, only
 //! the keys derived from it and its hash; so is an application's key only as a hash. The file can be
-//! read by root and the daemon alone (mode 0600), as a derived key is enough to sign triggers. The keys are not
-//! encrypted in it: the daemon starts without anybody's help, so what they were encrypted with would have to be
-//! in another file of the same user. A copy, such as a backup, has to be kept as secret as the file.
+//! read by root and the daemon alone (mode 0600), as a derived key is enough to sign triggers.
+//!
+//! With a `state_key_file` these keys are encrypted by what is in that ([`KeyEncryptionKey`]), so that a copy of
+//! the store, such as a backup, is worth nothing to who doesn't have the key file as well. Without one they are
+//! as they are: then a copy has to be kept as secret as the file. There is none by default, as one that the daemon
+//! made would lie beside the store, and be in the same backup.
 //!
 //! | table | key | value |
 //! | --- | --- | --- |
 //! | `meta` | `version` | [`VERSION`] |
+//! | `meta` | `key_check` | if keys are encrypted: which key file it takes |
 //! | `terminals` | registration id | one byte of format, then CBOR |
 //! | `sessions` | slot, dense and therefore quick | the same |
 //! | `apps` | name | the same |
 //!
 //! A file that can't be used is never changed: it is opened for good only once everything in it
-//! has been read in a rehearsal, in which nothing is written to it. One of an older version is then
-//! brought to the current one in a single step, after which older programs refuse it.
+//! has been read in a rehearsal, in which nothing is written to it. One of an older version, or whose keys aren't
+//! encrypted though they should be, is then written anew under another name, and replaced in a single step. After
+//! that older programs refuse it.
 //!
 //! | version | since then |
 //! | --- | --- |
 //! | 1 | |
 //! | 2 | realms of terminals, policies of applications, tunnels of sessions |
 //! | 3 | ports and suspension of terminals, rotation of tokens and replay windows of imported sessions, credentials, quotas and monitors of applications, and that one is removed |
+//! | 4 | encrypted keys |
 
 pub mod inspect;
+mod key_file;
 mod rehearsal;
 mod rows;
 #[cfg(test)]
 pub(crate) mod tests;
+
+pub use key_file::{KeyEncryptionKey, KeyFileError};
 
 use crate::sessions::Image;
 use crate::sessions::records::{App, AppName, RegistrationId, Session, Terminal};
@@ -45,12 +54,13 @@ use std::path::{Path, PathBuf};
 use tracing::info;
 
 /// Version of the store as a whole.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The oldest version that can be brought to the current one.
 const OLDEST_VERSION: u32 = 1;
 
 const FILE_NAME: &str = "push.redb";
+const UNFINISHED_NAME: &str = "push.redb.new";
 const META: TableDefinition<'_, &str, u32> = TableDefinition::new("meta");
 const TERMINALS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("terminals");
 const SESSIONS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("sessions");
@@ -109,6 +119,14 @@ pub enum StoreError {
         /// Its version.
         found: String,
     },
+    /// Its keys can't be read with what was given for that.
+    #[error("{}: {refusal}", path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        refusal: Refusal,
+    },
     /// The operating system refuses.
     #[error("can't {doing} {}: {cause}; the daemon's user has to be able to write there", path.display())]
     Io {
@@ -129,69 +147,91 @@ pub enum StoreError {
     },
 }
 
+/// Why the keys in a store can't be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// They are encrypted, and there is no key file.
+    #[error(
+        "its keys are encrypted: set state_key_file in the configuration to the key file that they were encrypted with (`push-ctl store rekey --from FILE` has them no longer encrypted)"
+    )]
+    NoKeyFile,
+    /// They are encrypted with another one.
+    #[error(
+        "its keys are encrypted with another key file than state_key_file: set it to that one, or change to the new one: `push-ctl store rekey --from OLD_FILE`"
+    )]
+    OtherKeyFile,
+}
+
 /// The store in a file.
 #[derive(Debug)]
 pub struct RedbStore {
     database: Database,
     path: PathBuf,
+    kek: Option<KeyEncryptionKey>,
     /// Holds the lock that keeps a second daemon out of the directory.
     _lock: File,
 }
 
 impl RedbStore {
-    /// Opens the store in this directory, and makes both if they aren't there.
+    /// Opens the store in this directory, and makes both if they aren't there. With a `kek`, keys in it are
+    /// encrypted from now on, if they weren't before.
     ///
     /// # Errors
     ///
     /// [`StoreError`].
-    pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
-        let io = |doing, path: &Path| {
-            let path = path.to_owned();
-            move |cause| StoreError::Io { doing, path, cause }
-        };
+    pub fn open(state_dir: &Path, kek: Option<KeyEncryptionKey>) -> Result<Self, StoreError> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(state_dir)
             .map_err(io("create", state_dir))?;
         let path = state_dir.join(FILE_NAME);
-        let lock = File::open(state_dir).map_err(io("open", state_dir))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse(path)),
-            Err(TryLockError::Error(cause)) => return Err(io("lock", state_dir)(cause)),
-        }
-        let older = match OpenOptions::new().read(true).write(true).open(&path) {
+        let lock = lock(state_dir)?;
+        match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => {
-                let (version, image) = rehearse(file, &path)?;
-                (version < VERSION).then_some((version, image))
+                let found = rehearse(file, &path, kek.as_ref())?;
+                if found.version < VERSION || found.is_encrypted != kek.is_some() {
+                    write_anew(state_dir, &found.image, kek.as_ref())?;
+                    info!(
+                        from_version = found.version,
+                        version = VERSION,
+                        keys_encrypted = kek.is_some(),
+                        "the store was written anew"
+                    );
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                create(state_dir, &path)?;
-                None
+                write_anew(state_dir, &Image::default(), kek.as_ref())?;
             }
             Err(error) => return Err(io("open", &path)(error)),
-        };
+        }
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
             .open(&path)
             .map_err(|e| opening(e, &path))?;
-        if let Some((version, image)) = older {
-            upgrade(&database, &image).map_err(|cause| StoreError::Write {
-                path: path.clone(),
-                cause: Box::new(cause),
-            })?;
-            info!(
-                from = version,
-                to = VERSION,
-                "the store is of the current version now"
-            );
-        }
         Ok(Self {
             database,
             path,
+            kek,
             _lock: lock,
         })
+    }
+
+    /// Has the keys of a store that no daemon has open encrypted with another key file, or with none.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub fn rekey(
+        state_dir: &Path,
+        from: Option<&KeyEncryptionKey>,
+        to: Option<&KeyEncryptionKey>,
+    ) -> Result<(), StoreError> {
+        let path = state_dir.join(FILE_NAME);
+        let _lock = lock(state_dir)?;
+        let file = File::open(&path).map_err(io("open", &path))?;
+        let found = rehearse(file, &path, from)?;
+        write_anew(state_dir, &found.image, to)
     }
 
     /// Where the file is.
@@ -203,42 +243,60 @@ impl RedbStore {
 
 impl Store for RedbStore {
     fn load(&self) -> Result<Image, StoreError> {
-        read(&self.database, &self.path).map(|(_, image)| image)
+        read(&self.database, &self.path, self.kek.as_ref()).map(|found| found.image)
     }
 
     fn apply(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
-        write(&self.database, batch).map_err(|cause| StoreError::Write {
+        write(&self.database, batch, self.kek.as_ref()).map_err(|cause| StoreError::Write {
             path: self.path.clone(),
             cause: Box::new(cause),
         })
     }
 }
 
-fn write(database: &Database, batch: &Batch<'_>) -> Result<(), redb::Error> {
+/// What a file has in it.
+#[derive(Debug)]
+struct Found {
+    version: u32,
+    is_encrypted: bool,
+    image: Image,
+}
+
+fn io(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |cause| StoreError::Io {
+        doing,
+        path: path.clone(),
+        cause,
+    }
+}
+
+/// Keeps others out until the file is closed.
+fn lock(state_dir: &Path) -> Result<File, StoreError> {
+    let lock = File::open(state_dir).map_err(io("open", state_dir))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse(state_dir.join(FILE_NAME))),
+        Err(TryLockError::Error(cause)) => Err(io("lock", state_dir)(cause)),
+    }
+}
+
+fn write(
+    database: &Database,
+    batch: &Batch<'_>,
+    kek: Option<&KeyEncryptionKey>,
+) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
-    put(&transaction, batch)?;
+    put(&transaction, batch, kek)?;
     transaction.commit()?;
     Ok(())
 }
 
-/// Brings a store of an older version, of which `image` was read, to the current one.
-fn upgrade(database: &Database, image: &Image) -> Result<(), redb::Error> {
-    let transaction = database.begin_write()?;
-    // Other records are the same in all versions, or lack only what may be left out.
-    let apps = image.apps.iter().map(|app| (&app.name, Some(app)));
-    put(
-        &transaction,
-        &Batch {
-            apps: apps.collect(),
-            ..Batch::default()
-        },
-    )?;
-    transaction.open_table(META)?.insert("version", VERSION)?;
-    transaction.commit()?;
-    Ok(())
-}
-
-fn put(transaction: &WriteTransaction, batch: &Batch<'_>) -> Result<(), redb::Error> {
+fn put(
+    transaction: &WriteTransaction,
+    batch: &Batch<'_>,
+    kek: Option<&KeyEncryptionKey>,
+) -> Result<(), redb::Error> {
     {
         let mut terminals = transaction.open_table(TERMINALS)?;
         for (id, terminal) in &batch.terminals {
@@ -251,7 +309,7 @@ fn put(transaction: &WriteTransaction, batch: &Batch<'_>) -> Result<(), redb::Er
         let mut sessions = transaction.open_table(SESSIONS)?;
         for (slot, session) in &batch.slots {
             if let Some(session) = session {
-                sessions.insert(slot, rows::session(session).as_slice())?;
+                sessions.insert(slot, rows::session(session, kek).as_slice())?;
             } else {
                 sessions.remove(slot)?;
             }
@@ -268,15 +326,14 @@ fn put(transaction: &WriteTransaction, batch: &Batch<'_>) -> Result<(), redb::Er
     Ok(())
 }
 
-/// Makes an empty store. It gets its name only when it is complete, so that an empty or short file
-/// of that name is always damage.
-fn create(state_dir: &Path, path: &Path) -> Result<(), StoreError> {
-    let unfinished = state_dir.join("push.redb.new");
-    let io = |cause| StoreError::Io {
-        doing: "create",
-        path: unfinished.clone(),
-        cause,
-    };
+/// Makes a store with these records. It gets its name only when it is complete, so that an empty or short file
+/// of that name is always damage, and one that was there before stays until then.
+fn write_anew(
+    state_dir: &Path,
+    image: &Image,
+    kek: Option<&KeyEncryptionKey>,
+) -> Result<(), StoreError> {
+    let unfinished = state_dir.join(UNFINISHED_NAME);
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -284,34 +341,49 @@ fn create(state_dir: &Path, path: &Path) -> Result<(), StoreError> {
         .truncate(true)
         .mode(0o600)
         .open(&unfinished);
-    let file = file.map_err(io)?;
+    let file = file.map_err(io("create", &unfinished))?;
+    let batch = Batch {
+        terminals: image.terminals.iter().map(|t| (t.id, Some(t))).collect(),
+        slots: image
+            .sessions
+            .iter()
+            .map(|session| (session.id.slot(), Some(session)))
+            .collect(),
+        apps: image.apps.iter().map(|a| (&a.name, Some(a))).collect(),
+    };
     let made = || -> Result<(), redb::Error> {
         let database = Database::builder().create_with_backend(FileBackend::new(file)?)?;
         let transaction = database.begin_write()?;
-        transaction.open_table(META)?.insert("version", VERSION)?;
-        transaction.open_table(TERMINALS)?;
-        transaction.open_table(SESSIONS)?;
-        transaction.open_table(APPS)?;
+        {
+            let mut meta = transaction.open_table(META)?;
+            meta.insert("version", VERSION)?;
+            if let Some(kek) = kek {
+                meta.insert("key_check", kek.check())?;
+            }
+        }
+        put(&transaction, &batch, kek)?;
         transaction.commit()?;
         Ok(())
     };
-    made().map_err(|cause| StoreError::Write {
+    let done = made().map_err(|cause| StoreError::Write {
         path: unfinished.clone(),
         cause: Box::new(cause),
-    })?;
-    fs::rename(&unfinished, path).map_err(io)?;
-    File::open(state_dir)
-        .and_then(|directory| directory.sync_all())
-        .map_err(io)
+    });
+    let done = done.and_then(|()| {
+        fs::rename(&unfinished, state_dir.join(FILE_NAME))
+            .and_then(|()| File::open(state_dir)?.sync_all())
+            .map_err(io("create", &unfinished))
+    });
+    if done.is_err() {
+        // Whoever made room would find it taken by this. The error is what matters.
+        let _unless_renamed = fs::remove_file(&unfinished);
+    }
+    done
 }
 
-/// Reads and checks everything in the file without writing to it. Returns its version, too.
-fn rehearse(file: File, path: &Path) -> Result<(u32, Image), StoreError> {
-    let backend = Rehearsal::of(file).map_err(|cause| StoreError::Io {
-        doing: "read",
-        path: path.to_owned(),
-        cause,
-    })?;
+/// Reads and checks everything in the file without writing to it.
+fn rehearse(file: File, path: &Path, kek: Option<&KeyEncryptionKey>) -> Result<Found, StoreError> {
+    let backend = Rehearsal::of(file).map_err(io("read", path))?;
     if backend.is_empty() {
         return Err(StoreError::Damaged {
             path: path.to_owned(),
@@ -323,11 +395,14 @@ fn rehearse(file: File, path: &Path) -> Result<(u32, Image), StoreError> {
         .set_check_integrity_on_open(true)
         .create_with_backend(backend)
         .map_err(|error| opening(error, path))?;
-    read(&database, path)
+    read(&database, path, kek)
 }
 
-/// The version, and everything.
-fn read(database: &Database, path: &Path) -> Result<(u32, Image), StoreError> {
+fn read(
+    database: &Database,
+    path: &Path,
+    kek: Option<&KeyEncryptionKey>,
+) -> Result<Found, StoreError> {
     let damaged = |what: String| StoreError::Damaged {
         path: path.to_owned(),
         what,
@@ -338,19 +413,33 @@ fn read(database: &Database, path: &Path) -> Result<(u32, Image), StoreError> {
     };
     let engine = |error: redb::Error| damaged(error.to_string());
     let transaction = database.begin_read().map_err(|e| engine(e.into()))?;
-    let found = match transaction.open_table(META) {
-        Ok(meta) => meta
-            .get("version")
-            .map_err(|e| engine(e.into()))?
-            .map(|version| version.value()),
-        Err(TableError::TableDoesNotExist(_)) => None,
+    let (version, key_check) = match transaction.open_table(META) {
+        Ok(meta) => {
+            let number = |key| {
+                let number = meta.get(key).map_err(|e| engine(e.into()))?;
+                Ok(number.map(|number| number.value()))
+            };
+            (number("version")?, number("key_check")?)
+        }
+        Err(TableError::TableDoesNotExist(_)) => (None, None),
         Err(error) => return Err(engine(error.into())),
     };
-    let version = match found {
+    let version = match version {
         Some(version @ OLDEST_VERSION..=VERSION) => version,
         Some(version) => return Err(other_version(version.to_string())),
         None => return Err(damaged("it was not made by push-ctl".to_owned())),
     };
+    let refusal = match (key_check, kek) {
+        (None, _) => None,
+        (Some(_), None) => Some(Refusal::NoKeyFile),
+        (Some(check), Some(kek)) => (check != kek.check()).then_some(Refusal::OtherKeyFile),
+    };
+    if let Some(refusal) = refusal {
+        return Err(StoreError::Locked {
+            path: path.to_owned(),
+            refusal,
+        });
+    }
     let mut image = Image::default();
     let mut read = || -> Result<(), redb::Error> {
         for row in transaction.open_table(TERMINALS)?.iter()? {
@@ -362,7 +451,8 @@ fn read(database: &Database, path: &Path) -> Result<(u32, Image), StoreError> {
         for row in transaction.open_table(SESSIONS)?.iter()? {
             let (slot, value) = row?;
             image.sessions.push(
-                rows::read_session(slot.value(), value.value()).map_err(|row| unreadable(&row))?,
+                rows::read_session(slot.value(), value.value(), kek)
+                    .map_err(|row| unreadable(&row))?,
             );
         }
         for row in transaction.open_table(APPS)?.iter()? {
@@ -378,7 +468,11 @@ fn read(database: &Database, path: &Path) -> Result<(u32, Image), StoreError> {
         Ok(())
     };
     read().map_err(engine)?;
-    Ok((version, image))
+    Ok(Found {
+        version,
+        is_encrypted: key_check.is_some(),
+        image,
+    })
 }
 
 fn unreadable(row: &rows::Unreadable) -> redb::Error {

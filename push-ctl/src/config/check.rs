@@ -123,6 +123,9 @@ impl Config {
         for (key, path) in paths {
             check_absolute(key, path, problems);
         }
+        if let Some(path) = &self.state_key_file {
+            check_absolute("state_key_file", path, problems);
+        }
         let socket_bytes = self.admin_socket.as_os_str().len();
         if socket_bytes > MAX_SOCKET_PATH_BYTES {
             let what = format!(

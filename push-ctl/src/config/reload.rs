@@ -51,6 +51,7 @@ impl Changes {
         let Config {
             path: _,
             state_dir,
+            state_key_file,
             pin_dir,
             admin_socket,
             sessions,
@@ -66,6 +67,12 @@ impl Changes {
             monitoring,
         } = before;
         changes.restart("state_dir", state_dir, &after.state_dir, path);
+        changes.restart(
+            "state_key_file",
+            state_key_file,
+            &after.state_key_file,
+            optional_path,
+        );
         changes.restart("pin_dir", pin_dir, &after.pin_dir, path);
         changes.restart("admin_socket", admin_socket, &after.admin_socket, path);
         changes.sessions(sessions, &after.sessions);
@@ -357,6 +364,7 @@ mod tests {
         let realm = "[[realm]]\nname = \"cars\"\ninterface = \"eth3\"\nlisten = [\"10.0.0.1:5683\"]\n\n[[nic]]\nname = \"eth2\"";
         let cases = [
             ("\"/var/lib/push\"", "\"/srv/push\"", "state_dir", true),
+            ("# state_key_file", "state_key_file", "state_key_file", true),
             (
                 "\"/sys/fs/bpf/push\"",
                 "\"/sys/fs/bpf/other\"",

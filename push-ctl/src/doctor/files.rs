@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::config::Config;
-use crate::store::{StoreError, inspect};
+use crate::store::{KeyFileError, StoreError, inspect};
 use nix::sys::statvfs::statvfs;
 use std::fs;
 use std::io::ErrorKind;
@@ -25,7 +25,20 @@ pub(super) fn look(config: &Config) -> Vec<Finding> {
 }
 
 fn store(config: &Config) -> Finding {
-    let inspected = match inspect::inspect(&config.state_dir) {
+    let kek = match config.key_encryption_key() {
+        Ok(kek) => kek,
+        Err(KeyFileError::Io { path, cause }) if cause.kind() == ErrorKind::PermissionDenied => {
+            return Finding::unseen("store", &path);
+        }
+        Err(error) => {
+            return Finding::fail(
+                "store",
+                error.to_string(),
+                "without it the daemon doesn't start; set state_key_file to where it is".to_owned(),
+            );
+        }
+    };
+    let inspected = match inspect::inspect(&config.state_dir, kek.as_ref()) {
         Ok(Some(inspected)) => inspected,
         Ok(None) => {
             return Finding::ok(
@@ -49,6 +62,10 @@ fn store(config: &Config) -> Finding {
                     "use the push-ctl that made it, or `mv {0} {0}.old` to start empty",
                     path.display()
                 ),
+                StoreError::Locked { .. } => {
+                    "the key file is not in a backup of state_dir; look for it where the configuration was kept"
+                        .to_owned()
+                }
                 StoreError::InUse(_) | StoreError::Io { .. } | StoreError::Write { .. } => {
                     "the file, and the directory it is in, have to be the daemon's user's own"
                         .to_owned()

@@ -4,7 +4,7 @@ mod rows;
 
 pub use rows::without_credentials;
 
-use super::{FILE_NAME, Image, StoreError, rehearse};
+use super::{FILE_NAME, Found, Image, KeyEncryptionKey, StoreError, rehearse};
 use crate::config::Config;
 use crate::limits;
 use crate::sessions::Sessions;
@@ -27,6 +27,8 @@ pub struct Inspected {
     pub len_bytes: u64,
     /// Whether a daemon has it open: then this is how it was a moment ago.
     pub is_in_use: bool,
+    /// Whether the keys in it are encrypted.
+    pub is_encrypted: bool,
     /// All records.
     pub image: Image,
 }
@@ -37,7 +39,10 @@ pub struct Inspected {
 /// # Errors
 ///
 /// [`StoreError`]: it can't be read, or is damaged.
-pub fn inspect(state_dir: &Path) -> Result<Option<Inspected>, StoreError> {
+pub fn inspect(
+    state_dir: &Path,
+    kek: Option<&KeyEncryptionKey>,
+) -> Result<Option<Inspected>, StoreError> {
     let path = state_dir.join(FILE_NAME);
     let io = |doing, cause| StoreError::Io {
         doing,
@@ -55,16 +60,21 @@ pub fn inspect(state_dir: &Path) -> Result<Option<Inspected>, StoreError> {
         let (copy, is_whole) = copy(&mut original).map_err(|cause| io("copy", cause))?;
         let is_last = attempts.next().is_none();
         let len_bytes = copy.metadata().map_err(|cause| io("copy", cause))?.len();
-        match rehearse(copy, &path) {
+        match rehearse(copy, &path, kek) {
             // Of a file that was written to meanwhile, the copy may be of no moment at all.
             Err(_) if !is_whole && !is_last => {}
             Err(error) => return Err(error),
-            Ok((version, image)) => {
+            Ok(Found {
+                version,
+                is_encrypted,
+                image,
+            }) => {
                 return Ok(Some(Inspected {
                     path,
                     version,
                     len_bytes,
                     is_in_use,
+                    is_encrypted,
                     image,
                 }));
             }
@@ -124,10 +134,15 @@ impl Inspected {
             format!("{number} {thing}{plural}")
         };
         format!(
-            "{}, version {}, {} KiB{}: {}, {}, {}",
+            "{}, version {}, {} KiB, keys {}{}: {}, {}, {}",
             self.path.display(),
             self.version,
             self.len_bytes >> 10,
+            if self.is_encrypted {
+                "encrypted"
+            } else {
+                "not encrypted"
+            },
             if self.is_in_use { ", in use" } else { "" },
             count(terminals.len(), "terminal"),
             count(sessions.len(), "session"),

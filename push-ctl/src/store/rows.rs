@@ -1,18 +1,20 @@
 //! Records as the store has them: a byte that says how, then CBOR with numbered fields.
 
 mod app;
+mod key;
 
 pub(super) use app::{app, read_app};
 
+use super::KeyEncryptionKey;
 use crate::dataplane::Tunnel;
 use crate::sessions::records::{
     EndCause, IssuedToken, Left, OperativeState, Path, Previous, RealmName, RegistrationId,
     Session, SessionState, Terminal, Tokens, UnixTime,
 };
+use key::KeyRow;
 use minicbor::bytes::ByteArray;
 use minicbor::{Decode, Encode};
 use push_common::replay::WORDS;
-use push_common::tag::TagKey;
 use push_common::token::TokenHash;
 use push_common::wire::SessionId;
 use std::net::{IpAddr, SocketAddr};
@@ -154,7 +156,7 @@ struct TokenRow {
     #[n(0)]
     generation: u8,
     #[n(1)]
-    key: ByteArray<16>,
+    key: KeyRow,
     #[n(2)]
     sha256: ByteArray<32>,
 }
@@ -267,8 +269,13 @@ pub(super) fn read_terminal(id: u64, value: &[u8]) -> Result<Terminal, Unreadabl
     })
 }
 
-/// Keys are in it.
-pub(super) fn session(session: &Session) -> Zeroizing<Vec<u8>> {
+/// Keys are in it, encrypted if there is a `kek`.
+pub(super) fn session(session: &Session, kek: Option<&KeyEncryptionKey>) -> Zeroizing<Vec<u8>> {
+    let token_row = |token: &IssuedToken| TokenRow {
+        generation: token.generation,
+        key: KeyRow::new(token.key, kek),
+        sha256: ByteArray::from(token.hash.0),
+    };
     Zeroizing::new(encode(SessionRow {
         generation: session.id.generation(),
         terminal: session.terminal.to_u64(),
@@ -311,13 +318,27 @@ pub(super) fn session(session: &Session) -> Zeroizing<Vec<u8>> {
     }))
 }
 
-pub(super) fn read_session(slot: u32, value: &[u8]) -> Result<Session, Unreadable> {
+pub(super) fn read_session(
+    slot: u32,
+    value: &[u8],
+    kek: Option<&KeyEncryptionKey>,
+) -> Result<Session, Unreadable> {
     let unreadable = |why: String| Unreadable {
         what: "session in slot",
         key: slot.to_string(),
         why,
     };
     let row: SessionRow<'_> = decode(value).map_err(unreadable)?;
+    let issued_token = |row: TokenRow| {
+        Ok(IssuedToken {
+            generation: row.generation,
+            key: row
+                .key
+                .read(kek)
+                .map_err(|error| unreadable(error.to_string()))?,
+            hash: TokenHash(*row.sha256),
+        })
+    };
     Ok(Session {
         id: SessionId::new(slot, row.generation),
         terminal: RegistrationId::from_u64(row.terminal),
@@ -332,15 +353,19 @@ pub(super) fn read_session(slot: u32, value: &[u8]) -> Result<Session, Unreadabl
             .map(|TunnelRow { peer, teid }| Tunnel { peer, teid }),
         window: row.window.map(Box::new),
         state: match row.state {
-            SessionStateRow::Requested(token) => SessionState::Requested(issued_token(&token)),
+            SessionStateRow::Requested(token) => SessionState::Requested(issued_token(token)?),
             SessionStateRow::Authorised(current, previous, next, rotate_by) => {
                 SessionState::Authorised(Tokens {
-                    current: issued_token(&current),
-                    previous: previous.map(|previous| Previous {
-                        token: issued_token(&previous.token),
-                        until: UnixTime::from_millis(previous.until_unix_ms),
-                    }),
-                    next: next.as_ref().map(issued_token),
+                    current: issued_token(current)?,
+                    previous: previous
+                        .map(|previous| {
+                            Ok(Previous {
+                                token: issued_token(previous.token)?,
+                                until: UnixTime::from_millis(previous.until_unix_ms),
+                            })
+                        })
+                        .transpose()?,
+                    next: next.map(issued_token).transpose()?,
                     rotate_by: rotate_by.map(UnixTime::from_millis),
                 })
             }
@@ -363,22 +388,6 @@ pub(super) fn read_session(slot: u32, value: &[u8]) -> Result<Session, Unreadabl
             },
         },
     })
-}
-
-fn token_row(token: &IssuedToken) -> TokenRow {
-    TokenRow {
-        generation: token.generation,
-        key: ByteArray::from(token.key.to_bytes()),
-        sha256: ByteArray::from(token.hash.0),
-    }
-}
-
-fn issued_token(row: &TokenRow) -> IssuedToken {
-    IssuedToken {
-        generation: row.generation,
-        key: TagKey::from_bytes(*row.key),
-        hash: TokenHash(*row.sha256),
-    }
 }
 
 fn encode(row: impl Encode<()>) -> Vec<u8> {

@@ -234,7 +234,7 @@ const APP_OF_VERSION_1: (&str, &str) = (
 /// A directory with a store of version 1.
 fn version_1() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
-    drop(RedbStore::open(directory.path()).unwrap());
+    drop(RedbStore::open(directory.path(), None).unwrap());
     let database = Database::open(directory.path().join(FILE_NAME)).unwrap();
     let bytes = |digits: &str| hex::decode(digits).unwrap();
     let transaction = database.begin_write().unwrap();
@@ -285,7 +285,7 @@ fn batch(image: &Image) -> Batch<'_> {
 fn full() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let image = everything();
-    RedbStore::open(directory.path())
+    RedbStore::open(directory.path(), None)
         .unwrap()
         .apply(&batch(&image))
         .unwrap();
@@ -296,7 +296,10 @@ fn full() -> tempfile::TempDir {
 fn everything_comes_back() {
     let directory = full();
     assert_eq!(
-        RedbStore::open(directory.path()).unwrap().load().unwrap(),
+        RedbStore::open(directory.path(), None)
+            .unwrap()
+            .load()
+            .unwrap(),
         everything()
     );
 }
@@ -305,7 +308,7 @@ fn everything_comes_back() {
 fn what_is_deleted_does_not_come_back() {
     let directory = full();
     let image = everything();
-    let mut store = RedbStore::open(directory.path()).unwrap();
+    let mut store = RedbStore::open(directory.path(), None).unwrap();
     let batch = Batch {
         terminals: vec![(image.terminals[0].id, None)],
         slots: vec![(0, None)],
@@ -313,7 +316,10 @@ fn what_is_deleted_does_not_come_back() {
     };
     store.apply(&batch).unwrap();
     drop(store);
-    let image = RedbStore::open(directory.path()).unwrap().load().unwrap();
+    let image = RedbStore::open(directory.path(), None)
+        .unwrap()
+        .load()
+        .unwrap();
     assert_eq!(
         (
             image.terminals.len(),
@@ -341,14 +347,120 @@ fn no_secret_that_was_given_out_is_in_the_file_and_others_can_not_read_it() {
     assert!(content.windows(4).any(|window| window == b"mail"));
 }
 
+fn kek(byte: u8) -> Option<KeyEncryptionKey> {
+    Some(KeyEncryptionKey::new(&[byte; 32]))
+}
+
+/// Whether a key of [`everything`] is in the file as it is.
+fn shows_keys(directory: &tempfile::TempDir) -> bool {
+    let content = fs::read(directory.path().join(FILE_NAME)).unwrap();
+    let key = token().key.to_bytes();
+    content.windows(key.len()).any(|window| window == key)
+}
+
+#[test]
+fn keys_are_encrypted_from_the_first_start_with_a_key_file() {
+    let directory = full();
+    assert!(shows_keys(&directory), "this test can see keys");
+    for _ in 0..2 {
+        let store = RedbStore::open(directory.path(), kek(1)).unwrap();
+        assert_eq!(store.load().unwrap(), everything());
+    }
+    assert!(!shows_keys(&directory));
+
+    // Also what comes later.
+    let image = everything();
+    let mut store = RedbStore::open(directory.path(), kek(1)).unwrap();
+    store.apply(&batch(&image)).unwrap();
+    drop(store);
+    assert!(!shows_keys(&directory));
+}
+
+#[test]
+fn encrypted_keys_are_of_no_use_without_their_key_file() {
+    let directory = full();
+    drop(RedbStore::open(directory.path(), kek(1)).unwrap());
+    let content = fs::read(directory.path().join(FILE_NAME)).unwrap();
+    for (kek, expected) in [(None, Refusal::NoKeyFile), (kek(2), Refusal::OtherKeyFile)] {
+        let error = RedbStore::open(directory.path(), kek).unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Locked { refusal, .. } if *refusal == expected),
+            "{error}"
+        );
+        assert!(fs::read(directory.path().join(FILE_NAME)).unwrap() == content);
+    }
+}
+
+#[test]
+fn another_key_file_or_none_takes_over_and_not_while_the_store_is_open() {
+    let directory = full();
+    let rekey = |from: Option<KeyEncryptionKey>, to: Option<KeyEncryptionKey>| {
+        RedbStore::rekey(directory.path(), from.as_ref(), to.as_ref())
+    };
+    rekey(None, kek(1)).unwrap();
+    rekey(kek(1), kek(2)).unwrap();
+    let error = rekey(kek(1), kek(3)).unwrap_err();
+    assert!(matches!(error, StoreError::Locked { .. }), "{error}");
+    let store = RedbStore::open(directory.path(), kek(2)).unwrap();
+    assert_eq!(store.load().unwrap(), everything());
+    let error = rekey(kek(2), None).unwrap_err();
+    assert!(matches!(error, StoreError::InUse(_)), "{error}");
+    drop(store);
+    rekey(kek(2), None).unwrap();
+    assert!(shows_keys(&directory));
+}
+
+#[test]
+fn an_encrypted_key_that_was_changed_is_damage() {
+    let directory = full();
+    drop(RedbStore::open(directory.path(), kek(1)).unwrap());
+    let image = everything();
+    let session = &image.sessions[0];
+    let mut row = rows::session(session, kek(1).as_ref()).to_vec();
+    let wrapped = kek(1).unwrap().wrap(token().key);
+    let at = row.windows(24).position(|window| window == wrapped);
+    row[at.unwrap()] ^= 1;
+    let database = Database::open(directory.path().join(FILE_NAME)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction
+        .open_table(SESSIONS)
+        .unwrap()
+        .insert(session.id.slot(), &row[..])
+        .unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let error = RedbStore::open(directory.path(), kek(1)).unwrap_err();
+    assert!(
+        error.to_string().contains("its encrypted key was changed"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_store_that_can_not_be_written_anew_stays_and_leaves_no_half_of_another() {
+    let directory = full();
+    let path = directory.path().join(FILE_NAME);
+    let content = fs::read(&path).unwrap();
+    // As if the disk was full: nothing can be written to this.
+    std::os::unix::fs::symlink("/dev/full", directory.path().join(UNFINISHED_NAME)).unwrap();
+    let error = RedbStore::open(directory.path(), kek(1)).unwrap_err();
+    assert!(
+        matches!(error, StoreError::Io { .. } | StoreError::Write { .. }),
+        "{error}"
+    );
+    assert!(fs::read(&path).unwrap() == content);
+    assert!(fs::symlink_metadata(directory.path().join(UNFINISHED_NAME)).is_err());
+    drop(RedbStore::open(directory.path(), kek(1)).unwrap());
+}
+
 #[test]
 fn a_second_process_is_kept_out() {
     let directory = tempfile::tempdir().unwrap();
-    let first = RedbStore::open(directory.path()).unwrap();
-    let second = RedbStore::open(directory.path()).unwrap_err();
+    let first = RedbStore::open(directory.path(), None).unwrap();
+    let second = RedbStore::open(directory.path(), None).unwrap_err();
     assert!(matches!(second, StoreError::InUse(_)), "{second}");
     drop(first);
-    RedbStore::open(directory.path()).unwrap();
+    RedbStore::open(directory.path(), None).unwrap();
 }
 
 /// Opens a store whose file is `content`; it must be refused, in one line, and left as it is.
@@ -356,7 +468,7 @@ fn refusal(content: &[u8]) -> StoreError {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(FILE_NAME);
     fs::write(&path, content).unwrap();
-    let error = RedbStore::open(directory.path()).unwrap_err();
+    let error = RedbStore::open(directory.path(), None).unwrap_err();
     assert!(!error.to_string().contains('\n'), "{error}");
     assert!(error.to_string().contains("push.redb"), "{error}");
     assert!(
@@ -400,7 +512,7 @@ fn a_changed_byte_is_refused_or_changes_nothing() {
         let mut bad = good.clone();
         bad[at] ^= 0x55;
         fs::write(&path, &bad).unwrap();
-        match RedbStore::open(directory.path()).and_then(|store| store.load()) {
+        match RedbStore::open(directory.path(), None).and_then(|store| store.load()) {
             Ok(image) => assert_eq!(image, everything(), "byte {at}"),
             Err(error) => {
                 refused += 1;
@@ -457,9 +569,10 @@ fn another_version_is_refused_and_left_as_it_is() {
 fn a_store_of_version_1_becomes_one_of_the_current_version() {
     let directory = version_1();
     for _ in 0..2 {
-        let store = RedbStore::open(directory.path()).unwrap();
-        let (version, image) = read(&store.database, store.path()).unwrap();
-        assert_eq!((version, image), (VERSION, everything_of_version_1()));
+        let store = RedbStore::open(directory.path(), None).unwrap();
+        let found = read(&store.database, store.path(), None).unwrap();
+        assert_eq!(found.version, VERSION);
+        assert_eq!(found.image, everything_of_version_1());
     }
 }
 
@@ -504,11 +617,11 @@ fn an_application_without_a_policy_slot_is_none_of_the_current_version() {
 #[test]
 fn a_killed_daemon_leaves_a_file_that_can_be_used() {
     let directory = full();
-    let store = RedbStore::open(directory.path()).unwrap();
+    let store = RedbStore::open(directory.path(), None).unwrap();
     let as_if_killed = tempfile::tempdir().unwrap();
     fs::copy(store.path(), as_if_killed.path().join(FILE_NAME)).unwrap();
     assert_eq!(
-        RedbStore::open(as_if_killed.path())
+        RedbStore::open(as_if_killed.path(), None)
             .unwrap()
             .load()
             .unwrap(),
@@ -521,7 +634,7 @@ fn a_directory_that_can_not_be_made_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     fs::write(&file, "").unwrap();
-    let error = RedbStore::open(&file.join("state"))
+    let error = RedbStore::open(&file.join("state"), None)
         .unwrap_err()
         .to_string();
     assert!(

@@ -3,9 +3,11 @@
 use crate::cli::{ConfigFile, Failure, Output, bad_config};
 use crate::config::Config;
 use crate::store::inspect::{self, Inspected};
+use crate::store::{KeyEncryptionKey, RedbStore};
 use clap::Subcommand;
 use serde_json::json;
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Store {
@@ -13,6 +15,17 @@ pub(in crate::cli) enum Store {
     Check(ConfigFile),
     /// Print all that is in the store, an object on each line, without any secret
     Dump(ConfigFile),
+    /// Have keys in the store encrypted with the configuration's `state_key_file`, or as they are if it has none
+    ///
+    /// For when they are encrypted with another file now; the daemon itself encrypts those that aren't. It has to
+    /// be stopped. What was in the file before may stay on the disk until it is overwritten.
+    Rekey {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The key file that they are encrypted with now, if they are
+        #[arg(long, value_name = "FILE")]
+        from: Option<PathBuf>,
+    },
 }
 
 impl Store {
@@ -35,20 +48,48 @@ impl Store {
                     is_good: true,
                 })
             }
+            Self::Rekey { config, from } => {
+                let config = Config::load(&config.config).map_err(|error| bad_config(&error))?;
+                rekey(&config, from.as_deref())
+            }
         }
     }
 }
 
 fn read(config: &Config) -> Result<Inspected, Failure> {
     let state_dir = config.state_dir.display();
-    match inspect::inspect(&config.state_dir) {
+    let kek = config.key_encryption_key().map_err(to_failure)?;
+    match inspect::inspect(&config.state_dir, kek.as_ref()) {
         Ok(Some(inspected)) => Ok(inspected),
         Ok(None) => Err(Failure::with_hint(
             format!("there is no store in {state_dir}"),
             "the daemon makes it when it starts; name its configuration with -c",
         )),
-        Err(error) => Err(Failure::new(error.to_string())),
+        Err(error) => Err(to_failure(error)),
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what failed")]
+fn to_failure(error: impl ToString) -> Failure {
+    Failure::new(error.to_string())
+}
+
+fn rekey(config: &Config, from: Option<&Path>) -> Result<Output, Failure> {
+    let from = from.map(KeyEncryptionKey::read).transpose();
+    let from = from.map_err(to_failure)?;
+    let to = config.key_encryption_key().map_err(to_failure)?;
+    RedbStore::rekey(&config.state_dir, from.as_ref(), to.as_ref()).map_err(to_failure)?;
+    let people = match &config.state_key_file {
+        Some(file) => format!(
+            "Keys in the store are encrypted with {} now.\n",
+            file.display()
+        ),
+        None => {
+            "Keys in the store are not encrypted now: whoever has a copy of it can sign triggers.\n"
+                .to_owned()
+        }
+    };
+    Output::new(&json!({ "keys_encrypted": to.is_some() }), people)
 }
 
 fn check(config: &Config, inspected: &Inspected) -> Result<Output, Failure> {
@@ -75,6 +116,7 @@ fn check(config: &Config, inspected: &Inspected) -> Result<Output, Failure> {
         "version": inspected.version,
         "len_bytes": inspected.len_bytes,
         "in_use": inspected.is_in_use,
+        "keys_encrypted": inspected.is_encrypted,
         "terminals": inspected.image.terminals.len(),
         "sessions": inspected.image.sessions.len(),
         "apps": inspected.image.apps.len(),

@@ -25,7 +25,7 @@ pub(crate) fn judge_values(data: &[u8]) {
             0 => image
                 .terminals
                 .extend(rows::read_terminal(key.into(), value)),
-            1 => image.sessions.extend(rows::read_session(key, value)),
+            1 => image.sessions.extend(rows::read_session(key, value, None)),
             _ => {
                 let slot = NonZeroU16::new(u16::from_be_bytes([*c, *d]));
                 image
@@ -39,7 +39,7 @@ pub(crate) fn judge_values(data: &[u8]) {
         assert_eq!(&again.unwrap(), terminal);
     }
     for session in &image.sessions {
-        let again = rows::read_session(session.id.slot(), &rows::session(session));
+        let again = rows::read_session(session.id.slot(), &rows::session(session, None), None);
         assert_eq!(&again.unwrap(), session);
     }
     for app in &image.apps {
@@ -73,7 +73,7 @@ fn write_seeds() {
         let slot = session.id.slot();
         fs::write(
             directory.join(format!("session_{slot}")),
-            record(1, slot, &rows::session(session)),
+            record(1, slot, &rows::session(session, None)),
         )
         .unwrap();
     }
