@@ -1,9 +1,10 @@
 //! Who may do what: nobody but the daemon's user gets at what it has, and secrets stay where they are.
 
 use crate::gateway::{Gateway, nics, sh};
-use crate::story::{APP, PUSH_CTL, Story};
+use crate::story::{APP, PUSH_CTL, Story, device, outside, server};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use push_common::token::Token;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::ExitStatusExt;
@@ -152,7 +153,7 @@ fn no_secret_is_where_it_does_not_belong() {
     let granted = story.requested(0, &registration, "one", 7000);
     story
         .clients()
-        .authorise(&crate::story::outside(0), &story.app_key, &granted)
+        .authorise(&outside(0), &story.app_key, &granted)
         .unwrap();
     let token = fs::read_to_string(&granted.token_file).unwrap();
     // A guess is a secret nearly as much.
@@ -162,7 +163,7 @@ fn no_secret_is_where_it_does_not_belong() {
         .unwrap();
     let refused = story
         .clients()
-        .authorise(&crate::story::outside(0), &story.app_key, &wrong);
+        .authorise(&outside(0), &story.app_key, &wrong);
     let refused = format!("{:#}", refused.unwrap_err());
 
     let api_key = fs::read_to_string(&story.app_key).unwrap();
@@ -211,6 +212,63 @@ fn no_secret_is_where_it_does_not_belong() {
             }
         }
     }
+}
+
+#[test]
+fn with_a_key_file_no_key_is_in_the_store_and_all_goes_on_after_a_restart() {
+    let mut options = Options::new("push-sec-4", Path::new(PUSH_CTL));
+    options.daemon = false;
+    let lab = Lab::up(&options).unwrap();
+    let key_file = lab.folder().join("store.key");
+    let made = format!(
+        "openssl rand -out {0} 32 && chmod 0400 {0}",
+        key_file.display()
+    );
+    sh(&made);
+    let without = fs::read_to_string(lab.config_path()).unwrap();
+    let with = format!("state_key_file = {key_file:?}\n{without}");
+    fs::write(lab.config_path(), &with).unwrap();
+    lab.start().unwrap();
+    let app_key = Clients::new(&lab, &|_| ()).unwrap().add_app(APP).unwrap();
+    let story = Story { lab, app_key };
+    let lab = &story.lab;
+    let registration = story.registered(0);
+    let granted = story.requested(0, &registration, "one", 7000);
+    story
+        .clients()
+        .authorise(&outside(0), &story.app_key, &granted)
+        .unwrap();
+    let token = fs::read_to_string(&granted.token_file).unwrap();
+    let key = token.trim().parse::<Token>().unwrap().key().to_bytes();
+    let shows_key = || {
+        let content = fs::read(lab.folder().join("state/push.redb")).unwrap();
+        content.windows(key.len()).any(|window| window == key)
+    };
+    assert!(!shows_key());
+
+    // The key has to come from the store, not from what is pinned.
+    lab.stop().unwrap();
+    fs::remove_dir_all(lab.folder().join("bpf/push")).unwrap();
+    lab.start().unwrap();
+    let (server, device) = (server(lab, 0), device(lab, 0, 7000));
+    let (mut sent, mut received) = ([0; 48], [0; 1500]);
+    granted.traffic.trigger(1, &mut sent);
+    server.send(&sent).unwrap();
+    let len = device.recv(&mut received).unwrap();
+    assert_eq!(received[..len], sent);
+
+    lab.stop().unwrap();
+    fs::write(lab.config_path(), &without).unwrap();
+    let refused = format!("{:#}", lab.start().unwrap_err());
+    assert!(refused.contains("set state_key_file"), "{refused}");
+    let config = lab.config_path();
+    let rekey = ["store", "rekey", "-c", config.to_str().unwrap()];
+    let refused = child::finish(&mut lab.push_ctl(&rekey)).unwrap();
+    assert!(!refused.status.success(), "the old key file is not told");
+    let from = ["--from", key_file.to_str().unwrap()];
+    child::output(lab.push_ctl(&rekey).args(from)).unwrap();
+    assert!(shows_key(), "this test can see keys");
+    lab.start().unwrap();
 }
 
 /// Whether this line of a dump is a jump that depends on something.

@@ -1,6 +1,5 @@
 //! The external interface, for application servers: HTTPS and JSON. `GET /openapi.json` describes it.
 
-mod admission;
 mod availability;
 mod client_certificates;
 mod identity;
@@ -10,11 +9,11 @@ pub mod tls;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use crate::admission::{Admission, Admitting, Limits};
 use crate::controller::Controller;
 use crate::credentials::Verifier;
 use crate::monitoring::Hints;
 use crate::problem::{in_size, in_time, no_such_method, no_such_path};
-use admission::Admission;
 use axum::http::header;
 use axum::routing::get;
 use axum::{Router, middleware};
@@ -39,6 +38,13 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// For requests that are being answered when the daemon ends.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// An idle one costs a few KiB before its handshake, and about 50 after it.
+const CONNECTIONS: Limits = Limits {
+    whose: "an application server",
+    of_source: 256,
+    of_all: 16_384,
+};
+
 /// Answers application servers on these listeners until `shutdown` is through. They are told that triggers
 /// are taken on the UDP port `trigger_port` of the addresses that the controller knows at that moment.
 ///
@@ -55,15 +61,15 @@ pub async fn serve(
 ) -> io::Result<()> {
     let app = router(controller, trigger_port, hints);
     let handle = Handle::new();
-    let admission = Admission::new();
+    let admission = Admission::new(CONNECTIONS);
     let mut servers = tokio::task::JoinSet::new();
     for listener in listeners {
         let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(Arc::clone(&tls)))
             .handshake_timeout(HANDSHAKE_TIMEOUT);
         let mut server = axum_server::from_tcp(listener)?
-            .acceptor(Acceptor {
+            .acceptor(Admitting {
                 admission: admission.clone(),
-                tls: acceptor,
+                inner: Acceptor(acceptor),
             })
             .handle(handle.clone());
         server

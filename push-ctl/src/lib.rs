@@ -31,6 +31,7 @@
 // What needs unsafe code is in `dataplane`, for memory that is shared with the kernel, and in `doctor`, for one call.
 #[forbid(unsafe_code)]
 pub mod admin;
+mod admission;
 #[forbid(unsafe_code)]
 pub mod audit;
 #[forbid(unsafe_code)]

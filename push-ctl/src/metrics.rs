@@ -11,6 +11,7 @@ mod snapshot;
 mod tests;
 
 use crate::admin::Daemon;
+use crate::admission::{Admission, Admitting, Limits};
 use crate::controller::Controller;
 use crate::internal::NoticeCounters;
 use crate::problem::{Problem, in_time, no_such_method, no_such_path};
@@ -21,6 +22,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Router, middleware};
 use axum_server::Handle;
+use axum_server::accept::DefaultAcceptor;
 use hyper_util::rt::TokioTimer;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
@@ -41,6 +43,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long requests that are being answered may take when the daemon ends.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// Few ask, and each question is one that costs something.
+const CONNECTIONS: Limits = Limits {
+    whose: "a machine that watches",
+    of_source: 16,
+    of_all: 64,
+};
 
 /// What is looked at.
 #[derive(Clone)]
@@ -67,9 +76,15 @@ pub async fn serve(
 ) -> io::Result<()> {
     let app = router(sources);
     let handle = Handle::new();
+    let admission = Admission::new(CONNECTIONS);
     let mut servers = tokio::task::JoinSet::new();
     for listener in listeners {
-        let mut server = axum_server::from_tcp(listener)?.handle(handle.clone());
+        let mut server = axum_server::from_tcp(listener)?
+            .acceptor(Admitting {
+                admission: admission.clone(),
+                inner: DefaultAcceptor,
+            })
+            .handle(handle.clone());
         server
             .http_builder()
             .http1()

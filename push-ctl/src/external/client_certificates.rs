@@ -5,7 +5,6 @@
 //! that: what it issues besides would have to be refused by its fingerprint all the same, and what it
 //! revokes is removed here by name. So self-signed ones are as good, and there is no chain to check.
 
-use super::admission::{Admission, Admitted};
 use crate::credentials::Fingerprint;
 use axum::Extension;
 use axum::middleware::AddExtension;
@@ -74,32 +73,23 @@ impl ClientCertVerifier for AnyCertificate {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ClientCertificate(pub(super) Option<Fingerprint>);
 
-/// Accepts TLS of who is admitted, and tells each request on the connection of the [`ClientCertificate`].
+/// Accepts TLS, and tells each request on the connection of the [`ClientCertificate`].
 #[derive(Clone, Debug)]
-pub(super) struct Acceptor {
-    pub(super) admission: Admission,
-    pub(super) tls: RustlsAcceptor,
-}
+pub(super) struct Acceptor(pub(super) RustlsAcceptor);
 
 impl<S: Send + 'static> Accept<TcpStream, S> for Acceptor {
     type Stream = TlsStream<TcpStream>;
-    /// The service of a connection goes with it.
-    type Service = AddExtension<AddExtension<S, ClientCertificate>, Arc<Admitted>>;
+    type Service = AddExtension<S, ClientCertificate>;
     type Future = BoxFuture<'static, io::Result<(Self::Stream, Self::Service)>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let admitted = stream.peer_addr().map(|peer| {
-            let admitted = self.admission.admit(peer.ip());
-            admitted.map(|admitted| (admitted, self.tls.accept(stream, service)))
-        });
+        let accepting = self.0.accept(stream, service);
         Box::pin(async move {
-            let (admitted, accepting) = admitted?.ok_or(io::ErrorKind::QuotaExceeded)?;
             let (stream, service) = accepting.await?;
             let (_, connection) = stream.get_ref();
             let presented = connection.peer_certificates().and_then(<[_]>::first);
             let certificate = ClientCertificate(presented.map(Fingerprint::of));
-            let service = Extension(certificate).layer(service);
-            Ok((stream, Extension(Arc::new(admitted)).layer(service)))
+            Ok((stream, Extension(certificate).layer(service)))
         })
     }
 }

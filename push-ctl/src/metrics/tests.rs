@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
+use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 /// Prints each sample as a JSON array of name, labels and value; fails if it isn't `OpenMetrics`.
@@ -231,4 +232,29 @@ fn matched_verdicts(text: &str) -> Vec<&str> {
         }
     }
     matched
+}
+
+/// Who opens connections and says nothing keeps nobody else out, and gets no more than some.
+#[tokio::test]
+async fn a_source_gets_no_more_connections_than_some() {
+    let endpoint = endpoint(&World::default()).await;
+    let address = endpoint.base.strip_prefix("http://").unwrap();
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS.of_source {
+        held.push(tokio::net::TcpStream::connect(address).await.unwrap());
+    }
+    let mut one_more = tokio::net::TcpStream::connect(address).await.unwrap();
+    let ended = one_more.read(&mut [0]).await;
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    held.pop();
+    // Whether that was noticed yet can't be seen from here.
+    let answered = async {
+        while reqwest::get(format!("{}/healthz", endpoint.base))
+            .await
+            .is_err()
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(10), answered).await.unwrap();
 }

@@ -1,28 +1,40 @@
 //! How many connections there may be, so that who opens many and does nothing with them keeps nobody else out.
 
+use axum::Extension;
+use axum::middleware::AddExtension;
+use axum_server::accept::Accept;
+use futures_util::future::BoxFuture;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
+use tower_layer::Layer;
 use tracing::warn;
-
-/// Of one source: an IPv4 address, or the network of an IPv6 one.
-const MAX_OF_SOURCE: usize = 256;
-
-/// Of all. An idle one costs a few KiB before its handshake, and about 50 after it.
-const MAX_OF_ALL: usize = 16_384;
 
 /// Between two lines in the log on what was refused.
 const QUIET: Duration = Duration::from_secs(10);
 
+/// How many there may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// For the log: of whom they are.
+    pub(crate) whose: &'static str,
+    /// From one source: an IPv4 address, or the network of an IPv6 one.
+    pub(crate) of_source: usize,
+    /// From all, if there may be as many files; some of these are left for the rest of the daemon.
+    pub(crate) of_all: usize,
+}
+
 /// Admits connections. To clone it is cheap; all clones are one.
 #[derive(Clone, Debug)]
-pub(super) struct Admission(Arc<Inner>);
+pub(crate) struct Admission(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    max_of_all: usize,
+    limits: Limits,
     counts: Mutex<Counts>,
 }
 
@@ -37,37 +49,37 @@ struct Counts {
 
 /// A connection that is counted for as long as this is there.
 #[derive(Debug)]
-pub(super) struct Admitted {
+pub(crate) struct Admitted {
     admission: Admission,
     source: IpAddr,
 }
 
 impl Admission {
-    /// As many connections as there may be files, with some of these left for the rest of the daemon.
-    pub(super) fn new() -> Self {
-        Self::of(MAX_OF_ALL.min(files() / 4 * 3))
-    }
-
-    fn of(max_of_all: usize) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
+        let of_all = limits.of_all.min(files() / 4 * 3);
         Self(Arc::new(Inner {
-            max_of_all,
+            limits: Limits { of_all, ..limits },
             counts: Mutex::default(),
         }))
     }
 
     /// Counts a connection from there, unless there are too many.
-    pub(super) fn admit(&self, from: IpAddr) -> Option<Admitted> {
+    pub(crate) fn admit(&self, from: IpAddr) -> Option<Admitted> {
         let source = source(from);
-        let max_of_all = self.0.max_of_all;
+        let Limits {
+            whose,
+            of_source,
+            of_all,
+        } = self.0.limits;
         let mut counts = self.counts();
         let held = counts.of_source.get(&source).copied().unwrap_or(0);
-        if held >= MAX_OF_SOURCE || counts.all >= max_of_all {
+        if held >= of_source || counts.all >= of_all {
             counts.refused += 1;
             if counts.said_at.is_none_or(|at| at.elapsed() >= QUIET) {
                 let (open, refused) = (counts.all, counts.refused);
                 warn!(
                     %from, open, refused,
-                    "a connection of an application server was refused: there may be {MAX_OF_SOURCE} from one source, and {max_of_all} in all"
+                    "a connection of {whose} was refused: there may be {of_source} from one source, and {of_all} in all"
                 );
                 counts.refused = 0;
                 counts.said_at = Some(Instant::now());
@@ -101,6 +113,36 @@ impl Drop for Admitted {
     }
 }
 
+/// Accepts the connections of who is admitted, and has `inner` do the rest.
+#[derive(Clone, Debug)]
+pub(crate) struct Admitting<A> {
+    pub(crate) admission: Admission,
+    pub(crate) inner: A,
+}
+
+impl<S, A> Accept<TcpStream, S> for Admitting<A>
+where
+    A: Accept<TcpStream, S>,
+    A::Future: Send + 'static,
+{
+    type Stream = A::Stream;
+    /// The service of a connection goes with it.
+    type Service = AddExtension<A::Service, Arc<Admitted>>;
+    type Future = BoxFuture<'static, io::Result<(Self::Stream, Self::Service)>>;
+
+    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
+        let admitted = stream.peer_addr().map(|peer| {
+            let admitted = self.admission.admit(peer.ip());
+            admitted.map(|admitted| (admitted, self.inner.accept(stream, service)))
+        });
+        Box::pin(async move {
+            let (admitted, accepting) = admitted?.ok_or(io::ErrorKind::QuotaExceeded)?;
+            let (stream, service) = accepting.await?;
+            Ok((stream, Extension(Arc::new(admitted)).layer(service)))
+        })
+    }
+}
+
 /// Who is one: a network of IPv6 has as many addresses as one likes.
 fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -124,9 +166,14 @@ mod tests {
     #[test]
     fn a_source_has_so_many_and_all_have_so_many() {
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        let admission = Admission::of(MAX_OF_SOURCE + 2);
+        const OF_SOURCE: usize = 3;
+        let admission = Admission::new(Limits {
+            whose: "a test",
+            of_source: OF_SOURCE,
+            of_all: OF_SOURCE + 2,
+        });
         let one = address("2001:db8::1");
-        let mut held: Vec<_> = (0..MAX_OF_SOURCE)
+        let mut held: Vec<_> = (0..OF_SOURCE)
             .map(|_| admission.admit(one).unwrap())
             .collect();
         assert!(admission.admit(one).is_none());
