@@ -1,13 +1,13 @@
 //! What keys in the store are encrypted with, and the file that it is in.
 
 use aes_kw::cipher::KeyInit;
-use aes_kw::{KwAes256, KwWrappedKey};
+use aes_kw::KwAes256;
 use push_common::tag::TagKey;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 /// Length of the file in bytes.
 const LEN: usize = 32;
@@ -94,22 +94,18 @@ impl KeyEncryptionKey {
 
     /// The key, encrypted.
     pub(super) fn wrap(&self, key: TagKey) -> [u8; 24] {
-        let mut bytes = key.to_bytes();
-        let wrapped = self.kek.wrap_fixed_key((&bytes).into());
-        bytes.zeroize();
-        wrapped.into()
+        let key = Zeroizing::new(key.to_bytes());
+        let mut wrapped = [0; 24];
+        let done = self.kek.wrap_key(&*key, &mut wrapped);
+        done.expect("two blocks take three");
+        wrapped
     }
 
     /// What was encrypted; `None` if that was changed, or encrypted with another key.
     pub(super) fn unwrap(&self, wrapped: &[u8; 24]) -> Option<TagKey> {
-        let mut bytes: [u8; 16] = self
-            .kek
-            .unwrap_fixed_key(<&KwWrappedKey<_>>::from(wrapped))
-            .ok()?
-            .into();
-        let key = TagKey::from_bytes(bytes);
-        bytes.zeroize();
-        Some(key)
+        let mut key = Zeroizing::new([0; 16]);
+        self.kek.unwrap_key(wrapped, &mut *key).ok()?;
+        Some(TagKey::from_bytes(*key))
     }
 
     /// By this one is told from another, though nothing is said about it: the beginning of what a key of zeros
