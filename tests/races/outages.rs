@@ -6,12 +6,13 @@ use super::{Course, LIMIT};
 use crate::story::{APP, DEVICE_PORT, PUSH_CTL, Story, device, server, wait_until};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use xtask::child;
-use xtask::lab::{GATEWAY_INSIDE, Lab, Party};
+use xtask::lab::{GATEWAY_INSIDE, Lab, Options, Party};
 use xtask::traffic::{Load, Received, Sink};
 
 static NEVER: AtomicBool = AtomicBool::new(false);
@@ -112,8 +113,11 @@ impl Drop for StopAtEnd<'_> {
 /// daemon that comes after is killed, too, while it starts.
 pub(super) fn crashes(prefix: &str, mut course: Course) {
     const DEVICES: u32 = 100;
-    const PREFIX: &str = "10.128.0.0/16";
-    let story = Story::begin(prefix);
+    const PREFIX: &str = "10.128.0.0/9";
+    // All of them stay.
+    let mut options = Options::new(prefix, Path::new(PUSH_CTL));
+    options.config.slots = 1 << 18;
+    let story = Story::with(&options);
     let lab = &story.lab;
     story.shell(
         Party::Device,
@@ -139,7 +143,7 @@ pub(super) fn crashes(prefix: &str, mut course: Course) {
         while let Some(count) = course.next(1) {
             for _ in 0..count {
                 round += 1;
-                let from = format!("10.128.{}.0/24", round % 256);
+                let from = format!("10.{}.{}.0/24", 128 + round / 256, round % 256);
                 let mut devices = lab.exec_in(Party::Device, PUSH_CTL);
                 devices
                     .args([

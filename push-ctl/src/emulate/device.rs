@@ -1,14 +1,17 @@
 //! One device, as a pure state machine: it is told the time and what comes in, and says what goes out, what
 //! has happened, and when it wants to be asked again.
 
+mod session;
+#[cfg(test)]
+mod tests;
+
 use super::message::{self, Answer, Asked, Code, Granted, Incoming, Order, Wish};
-use super::news::{Fault, News, Request};
+use super::news::{News, Request};
 use crate::sessions::records::RegistrationId;
 use coap_lite::ResponseType;
-use push_common::replay::{self, Offer};
-use push_common::tag::TagKey;
 use push_common::token::Token;
-use push_common::wire::{MAGIC, SessionId, TriggerHeader};
+use push_common::wire::{MAGIC, SessionId};
+use session::Session;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
@@ -95,14 +98,6 @@ enum Goal {
 struct Registered {
     id: RegistrationId,
     refresh_at: Instant,
-}
-
-#[derive(Debug)]
-struct Session {
-    id: SessionId,
-    /// The newest first.
-    keys: Vec<(u8, TagKey)>,
-    window: [u64; replay::WORDS],
 }
 
 /// A request that waits for its answer.
@@ -255,50 +250,23 @@ impl Device {
     }
 
     fn take_trigger(&mut self, datagram: &[u8], outcome: &mut Outcome) {
-        outcome.news.push(match self.trigger(datagram) {
-            Ok((header, payload, key)) => {
-                let acknowledged = header.flags.asks_for_acknowledgement();
-                if acknowledged {
-                    let acknowledgement = header.acknowledgement(key);
-                    outcome.datagrams.push(acknowledgement.as_bytes().to_vec());
+        outcome
+            .news
+            .push(match Session::receive(self.session.as_mut(), datagram) {
+                Ok((header, payload, key)) => {
+                    let acknowledged = header.flags.asks_for_acknowledgement();
+                    if acknowledged {
+                        let acknowledgement = header.acknowledgement(key);
+                        outcome.datagrams.push(acknowledgement.as_bytes().to_vec());
+                    }
+                    News::Trigger {
+                        header: *header,
+                        payload: payload.to_vec(),
+                        acknowledged,
+                    }
                 }
-                News::Trigger {
-                    header: *header,
-                    payload: payload.to_vec(),
-                    acknowledged,
-                }
-            }
-            Err(fault) => News::BadTrigger(fault),
-        });
-    }
-
-    /// Takes a trigger apart that is for this device, was made with its token, and comes for the first time.
-    fn trigger<'a>(
-        &mut self,
-        datagram: &'a [u8],
-    ) -> Result<(&'a TriggerHeader, &'a [u8], TagKey), Fault> {
-        let (header, payload) = TriggerHeader::parse(datagram).map_err(Fault::Trigger)?;
-        if header.flags.is_acknowledgement() {
-            return Err(Fault::Acknowledgement);
-        }
-        let id = SessionId::from_u64(header.session_id.get());
-        let session = self.session.as_mut().filter(|session| session.id == id);
-        let session = session.ok_or(Fault::Session(id))?;
-        let generation = header.token_generation;
-        let key = session.keys.iter().find(|(known, _)| *known == generation);
-        let &(_, key) = key.ok_or(Fault::TokenGeneration(generation))?;
-        header.verify(key, payload).map_err(Fault::Trigger)?;
-        let sequence = header.sequence.get();
-        if !replay::in_range(sequence) {
-            return Err(Fault::OutsideWindow(sequence));
-        }
-        let word = &mut session.window[replay::word_index(sequence)];
-        match replay::offer(*word, sequence) {
-            Offer::Accept(changed) => *word = changed,
-            Offer::Replayed => return Err(Fault::Replayed(sequence)),
-            Offer::TooOld => return Err(Fault::OutsideWindow(sequence)),
-        }
-        Ok((header, payload, key))
+                Err(fault) => News::BadTrigger(fault),
+            });
     }
 
     fn take_answer(&mut self, now: Instant, answer: &Answer, outcome: &mut Outcome) {
@@ -386,20 +354,9 @@ impl Device {
             return false;
         };
         let key = (granted.token_generation, token.key());
-        match self.session.as_mut().filter(|session| session.id == id) {
-            Some(session) => {
-                // The one before is valid for a while; before that, too, if the one before never came to be.
-                session.keys.retain(|(known, _)| *known != key.0);
-                session.keys.truncate(2);
-                session.keys.insert(0, key);
-            }
-            None => {
-                self.session = Some(Session {
-                    id,
-                    keys: vec![key],
-                    window: [0; replay::WORDS],
-                });
-            }
+        match self.session.as_mut().filter(|session| session.id() == id) {
+            Some(session) => session.rotate(key),
+            None => self.session = Some(Session::new(id, key)),
         }
         self.session_wanted = false;
         self.session_refused = false;
@@ -482,7 +439,7 @@ impl Device {
         order: Order,
         outcome: &mut Outcome,
     ) -> Result<ResponseType, ResponseType> {
-        let has = |session: SessionId| self.session.as_ref().is_some_and(|it| it.id == session);
+        let has = |session: SessionId| self.session.as_ref().is_some_and(|it| it.id() == session);
         let is = |id: RegistrationId| self.known_as == Some(id);
         match order {
             Order::Teardown { session, cause } if has(session) => {
@@ -591,7 +548,7 @@ impl Device {
             }),
             Request::Token => self.session.as_ref().map(|session| Wish::Token {
                 id,
-                session: session.id,
+                session: session.id(),
             }),
             Request::Deregister => Some(Wish::Deregister { id }),
         }
@@ -623,6 +580,3 @@ impl Device {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

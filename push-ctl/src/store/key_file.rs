@@ -1,7 +1,7 @@
 //! What keys in the store are encrypted with, and the file that it is in.
 
-use aes_kw::cipher::KeyInit;
 use aes_kw::KwAes256;
+use aes_kw::cipher::KeyInit;
 use push_common::tag::TagKey;
 use std::fs::File;
 use std::io::{self, Read};

@@ -2,9 +2,11 @@
 
 use super::super::message::tests::request;
 use super::*;
+use crate::emulate::news::Fault;
 use coap_lite::{
     CoapOption, MessageClass, MessageType, Packet, RequestType, option_value::OptionValueU32,
 };
+use push_common::wire::TriggerHeader;
 use push_common::wire::{Flags, TriggerError};
 
 const ID: &str = "00000000000000ab";
