@@ -23,6 +23,7 @@ mod ack;
 mod datagram;
 mod outbound;
 mod packet;
+mod route;
 mod shared;
 mod tell;
 mod watched;
@@ -349,15 +350,17 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
     // SAFETY: the field is aligned, and valid as long as the program runs.
     let hop: Hop = unsafe { load(&raw const next_hop.hop) };
     let is_resolved = hop.state == Hop::RESOLVED;
+    // The kernel finds its own way, which is not that of a realm or into a tunnel.
+    let may_help = !next_hop.has(NextHopRecord::REALM) && !next_hop.has(NextHopRecord::GTPU);
     match hop.state {
         Hop::RESOLVED => {}
         Hop::UNRESOLVED => {
             tell(EventKind::NextHopUnresolved, id, datagram);
-            // The kernel finds its own way, which is not that of a realm or into a tunnel.
-            if next_hop.has(NextHopRecord::REALM) || next_hop.has(NextHopRecord::GTPU) {
+            if !may_help {
                 return Err(Verdict::NextHopMissing);
             }
         }
+        Hop::NO_ROUTE if may_help => {}
         Hop::NO_ROUTE => return Err(Verdict::NoRoute),
         _ => return Err(Verdict::MissingConfiguration),
     }
@@ -390,6 +393,10 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
     } else {
         policy.dscp << 2 | datagram.traffic_class & 3
     };
+    // A link that is up again, and a route through it, are there before the controller knows.
+    if hop.state == Hop::NO_ROUTE && !route::is_there(context, outbound) {
+        return Err(Verdict::NoRoute);
+    }
     if outbound.ip_len(udp_len) > usize::from(next_hop.mtu) {
         return Err(Verdict::TooBig);
     }
