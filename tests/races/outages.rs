@@ -75,6 +75,42 @@ fn a_link_is_used_as_soon_as_the_kernel_has_it_up() {
     assert_eq!(counts, [1, 1, 1]);
 }
 
+/// Of several times, as others need the CPUs, too.
+#[test]
+fn a_device_with_another_mac_address_gets_triggers_within_200_ms() {
+    const PROMISE: Duration = Duration::from_millis(200);
+    let story = Story::begin("push-mac");
+    let lab = &story.lab;
+    let session = story.authorised(0, DEVICE_PORT);
+    let sink = Sink::start(device(lab, 0, DEVICE_PORT), &[session]).unwrap();
+    let server = server(lab, 0);
+    let mut sequence = 0;
+    let mut until_one_arrives = || {
+        let (begin, before) = (Instant::now(), sink.received().delivered);
+        while sink.received().delivered == before {
+            assert!(begin.elapsed() < LIMIT, "none arrives");
+            sequence += 1;
+            load(&session, sequence, 1).send(&server, &NEVER).unwrap();
+            thread::sleep(Duration::from_millis(1));
+        }
+        begin.elapsed()
+    };
+    until_one_arrives();
+    // It says so when its address changes, as devices do.
+    story.shell(Party::Device, "sysctl -qw net.ipv4.conf.dev0.arp_notify=1");
+    let mut took: Vec<_> = (0..5)
+        .map(|round| {
+            let change = format!("ip link set dev0 address 02:00:00:00:05:{round:02x}");
+            story.shell(Party::Device, &change);
+            until_one_arrives()
+        })
+        .collect();
+    took.sort_unstable();
+    assert!(took[took.len() / 2] <= PROMISE, "{took:?}");
+    let received = sink.finish().unwrap();
+    assert_eq!(received, Received::just(received.delivered));
+}
+
 #[test]
 fn a_nic_that_comes_back_has_the_program_again() {
     replugs("push-replug", Course::short(2));
@@ -291,7 +327,10 @@ pub(super) fn links(prefix: &str, mut course: Course) {
     while let Some(count) = course.next(1) {
         for _ in 0..count {
             let nic = ["gw-app", "gw-dev"][sent as usize % 2];
-            let up_again = format!("ip link set {nic} down; ip link set {nic} up; {}", is_up(nic));
+            let up_again = format!(
+                "ip link set {nic} down; ip link set {nic} up; {}",
+                is_up(nic)
+            );
             story.shell(Party::Gateway, &up_again);
             load(&session, 1 + sent, 1).send(&server, &NEVER).unwrap();
             sent += 1;
