@@ -184,7 +184,10 @@ fn another_program_on_the_nic_is_left_alone_and_named() {
         settings.pin_dir.set_file_name("other");
         let before = seen_by_ip(EXT);
         let error = open(&settings).err().unwrap().to_string();
-        assert!(error.contains("another XDP program (push, id "), "{error}");
+        let (id, _) = before.unwrap();
+        let named =
+            format!("another XDP program (push, id {id}) is attached to ext; it is left alone");
+        assert!(error.contains(&named), "{error}");
         assert!(error.contains("ip link set dev ext xdp off"), "{error}");
         assert_eq!(seen_by_ip(EXT), before);
     });

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::AtomicBool;
 use xtask::lab::{DEVICE, GATEWAY_INSIDE, Lab, Party};
-use xtask::traffic::{Load, Received, Session, Sink};
+use xtask::traffic::{Load, Received, Session, Sink, Turn};
 
 static NEVER: AtomicBool = AtomicBool::new(false);
 
@@ -18,7 +18,7 @@ fn load(session: &Session, first_sequence: u64, triggers: u64) -> Load<'_> {
         triggers,
         payload_bytes: 100,
         rate_per_s: None,
-        forged: false,
+        turns: &[Turn::Good],
     }
 }
 
@@ -145,7 +145,7 @@ fn of_a_million_forged_triggers_none_is_delivered() {
     let sink = Sink::start(device(lab, 0, DEVICE_PORT), &[session]).unwrap();
     let before = outside(lab);
     let forged = Load {
-        forged: true,
+        turns: &[Turn::Forged],
         payload_bytes: 0,
         ..load(&session, 1, FORGED)
     };

@@ -187,13 +187,23 @@ impl Gateway {
         }
 
         let is_tunnel = next_hop.has(NextHopRecord::GTPU);
+        let device = address(
+            &session.device_address,
+            session.control.has(SessionControl::IPV6),
+        );
         let resolved = match next_hop.hop.state {
             Hop::RESOLVED => true,
             Hop::UNRESOLVED if next_hop.has(NextHopRecord::REALM) || is_tunnel => {
                 return Err(Verdict::NextHopMissing);
             }
             Hop::UNRESOLVED => false,
-            Hop::NO_ROUTE => return Err(Verdict::NoRoute),
+            Hop::NO_ROUTE if next_hop.has(NextHopRecord::REALM) || is_tunnel => {
+                return Err(Verdict::NoRoute);
+            }
+            Hop::NO_ROUTE if !world::kernel_forwards_to(device) => {
+                return Err(Verdict::NoRoute);
+            }
+            Hop::NO_ROUTE => false,
             _unused => return Err(Verdict::MissingConfiguration),
         };
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use xtask::lab::{APPLICATION, Config, DEVICE, GATEWAY_OUTSIDE, Lab, Options, Party};
-use xtask::traffic::{Load, Received, Sink};
+use xtask::traffic::{Load, Received, Sink, Turn};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const DEVICE_PORT: u16 = 7000;
@@ -109,7 +109,7 @@ fn a_third_nic_comes_and_goes_while_triggers_flow_and_none_is_lost() {
                     triggers: 500,
                     payload_bytes: 100,
                     rate_per_s: Some(5000),
-                    forged: false,
+                    turns: &[Turn::Good],
                 };
                 sent += load.send(&server, &stop).unwrap().triggers;
             }

@@ -12,16 +12,17 @@
 //! | [`rate`] | two CPUs for what a rate, or a coalescing window, lets through |
 //! | [`updates`] | triggers against changes to their session |
 //! | [`delivery`] | the same from socket to socket, and against the daemon's end |
+//! | [`flood`] | good triggers against nine times as many bad ones |
 //! | [`outages`] | triggers against upgrades, crashes, and links that go away |
 
 mod delivery;
+mod flood;
 mod outages;
 mod rate;
 mod replay;
 mod restart;
 mod slots;
 mod soak;
-
 mod updates;
 
 use crate::datagram::{Datagram, ETHERNET, IPV4, Session, UDP, changed};

@@ -13,7 +13,7 @@ use xtask::lab::{
     APPLICATION, Config, DEVICE, GATEWAY_INSIDE, GATEWAY_METERS, GATEWAY_OUTSIDE, Lab, Nic,
     Options, Party, Role,
 };
-use xtask::traffic::{Load, Received, Sink};
+use xtask::traffic::{Load, Received, Sink, Turn};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -105,7 +105,7 @@ fn what_can_change_does_while_triggers_flow_and_is_told() {
                     triggers: 500,
                     payload_bytes: 100,
                     rate_per_s: Some(5000),
-                    forged: false,
+                    turns: &[Turn::Good],
                 };
                 sent += load.send(&server, &stop).unwrap().triggers;
             }

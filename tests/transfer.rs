@@ -1,7 +1,8 @@
-//! Sessions that move: another daemon delivers for them, and accepts no trigger again.
+//! Sessions that move, or come back from the store: another daemon delivers for them, and accepts no trigger
+//! again.
 
 use crate::story::{APP, DEVICE_PORT, Story, device, server, verdicts, wait_until};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
@@ -18,6 +19,15 @@ fn begin_anew(lab: &Lab, keep_store: bool) {
         fs::remove_file(lab.folder().join("state/push.redb")).unwrap();
     }
     lab.start().unwrap();
+}
+
+/// About the newest sequence number that the store knows of the only session in it.
+fn newest_in_store(lab: &Lab) -> Option<u64> {
+    let mut dump = lab.push_ctl(&["store", "dump", "-c"]);
+    let dump = child::output(dump.arg(lab.config_path())).unwrap();
+    let mut rows = dump.lines().map(|row| serde_json::from_str(row).unwrap());
+    let session = rows.find(|row: &Value| row["record"] == "session").unwrap();
+    session["newest_sequence"].as_u64()
 }
 
 fn refused(output: &Output, what: &str) {
@@ -128,4 +138,47 @@ fn sessions_go_on_at_another_daemon_and_no_trigger_is_accepted_again() {
     );
     let audit = fs::read_to_string(lab.folder().join("state/audit.log")).unwrap();
     assert!(audit.contains("session export") && audit.contains("session import"));
+}
+
+/// The kernel forgets all windows then. What is let through after the store was written to last isn't known
+/// afterwards if nobody could write it any more.
+#[test]
+fn no_trigger_is_accepted_again_after_the_machine_was_restarted() {
+    let story = Story::begin("push-reboot");
+    let lab = &story.lab;
+    let session = story.authorised(0, DEVICE_PORT);
+    let (server, device) = (server(lab, 0), device(lab, 0, DEVICE_PORT));
+    let mut trigger = [0; TRIGGER_BYTES];
+    let mut send = |sequence: u64| {
+        session.trigger(sequence, &mut trigger);
+        server.send(&trigger).unwrap();
+    };
+    let arrives = || device.recv_from(&mut [0; 2048]).unwrap();
+    let count = |verdict: &str| verdicts(lab, "gw-app")[verdict];
+
+    for is_orderly in [true, false] {
+        let newest = if is_orderly { 1000 } else { 2000 };
+        send(newest);
+        arrives();
+        if is_orderly {
+            lab.stop().unwrap();
+        } else {
+            let block = newest / 128 * 128;
+            wait_until("the store knows", || newest_in_store(lab) == Some(block));
+            lab.kill().unwrap();
+        }
+        fs::remove_dir_all(lab.folder().join("bpf/push")).unwrap();
+        lab.start().unwrap();
+
+        send(newest);
+        wait_until("a trigger from before is refused", || {
+            count("replayed") == 1
+        });
+        // Neither the next one is, nor one that it has overtaken.
+        for fresh in [newest + 1, newest - 1] {
+            send(fresh);
+            arrives();
+        }
+        assert_eq!(count("replayed"), 1, "orderly: {is_orderly}");
+    }
 }

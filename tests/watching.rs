@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 use xtask::child;
 use xtask::lab::Lab;
-use xtask::traffic::Load;
+use xtask::traffic::{Load, Turn};
 
 /// A command that goes on, and what it prints.
 struct Live {
@@ -165,7 +165,7 @@ fn rates_are_printed_drawn_and_scraped() {
         triggers: u64::MAX,
         payload_bytes: 20,
         rate_per_s: Some(200),
-        forged: false,
+        turns: &[Turn::Good],
     };
     let socket = server(lab, 0);
     std::thread::scope(|scope| {

@@ -194,7 +194,7 @@ pub struct NextHopRecord {
     pub outer_destination: [u8; 16],
     /// UDP port of the gateway that goes with `source`, as on the wire.
     pub source_port: [u8; 2],
-    /// Longest IP datagram in bytes; of a tunnel, with its headers.
+    /// Longest IP datagram in bytes; of a tunnel, with its headers. `u16::MAX` if no way is known.
     pub mtu: u16,
     /// [`NextHopRecord::REALM`], [`NextHopRecord::GTPU`], [`NextHopRecord::OUTER_IPV6`].
     pub flags: u8,
@@ -237,7 +237,8 @@ impl Hop {
     pub const RESOLVED: u8 = 1;
     /// The MAC address isn't known yet.
     pub const UNRESOLVED: u8 = 2;
-    /// No route leads to the device, or none whose link is up.
+    /// No route leads to the device, or none whose link is up, as far as the controller knows: the kernel is
+    /// asked before a trigger is dropped for it, as it knows sooner of a link that is up again.
     pub const NO_ROUTE: u8 = 3;
 }
 

@@ -79,7 +79,7 @@ verdicts! {
         Fragment "fragment" "A fragment; triggers are never fragmented."
         NotUdp "not_udp" "Another protocol than UDP follows the IP header."
         NotTrigger "not_trigger" "UDP, but not to an address and port on which this NIC takes triggers, and no acknowledgement."
-        NextHopUnresolved "next_hop_unresolved" "Delivered by the kernel: rewritten, but the next hop isn't known yet. The kernel finds it out if `accept_local` is on."
+        NextHopUnresolved "next_hop_unresolved" "Delivered by the kernel: rewritten, but the next hop isn't known yet, or the kernel has just got a route there. It finds the next hop out if `accept_local` is on."
     }
     Transmit {
         SentBack "sent_back" "Delivered: rewritten and sent out of the NIC it came in by."
@@ -108,7 +108,7 @@ verdicts! {
         HopLimit "hop_limit" "The TTL or hop limit is used up."
         PayloadRefused "payload_refused" "Longer than the policy of its application permits payloads to be."
         SourceRefused "source_refused" "From an address that the policy of its application doesn't permit."
-        NoRoute "no_route" "No route leads to the device, or the link on the way to it is down."
+        NoRoute "no_route" "No route leads to the device, or the link on the way to it is down; the kernel was asked, unless it is a realm or a tunnel."
         NextHopMissing "next_hop_missing" "The next hop of the device's realm isn't known yet, and the kernel's own routes don't lead there."
         TooBig "too_big" "Longer than the MTU on the way to the device."
         Replayed "replayed" "This sequence number was let through before."

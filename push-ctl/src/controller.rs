@@ -11,6 +11,7 @@ mod clock;
 mod image;
 mod kernel;
 mod nics;
+mod rounds;
 #[cfg(test)]
 pub(crate) mod tests;
 mod turns;
@@ -28,8 +29,8 @@ use crate::store::{Batch, Store, StoreError};
 use clock::Clock;
 use image::image;
 use nics::NicRequest;
-use push_common::replay::SEQUENCE_BITS;
 use push_common::wire::SessionId;
+use rounds::ROUND;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -43,15 +44,6 @@ const QUEUE_LEN: usize = 4096;
 
 /// Requests, and expiries, that share a commit at most.
 const BATCH_LEN: usize = 1024;
-
-/// How often some sessions are looked at for what only the data plane knows.
-const ROUND: Duration = Duration::from_secs(1);
-
-/// How many slots are looked at in such a round.
-const ROUND_SLOTS: u32 = 4096;
-
-/// A session whose sequence numbers have come this far is to be renewed: 15/16 of those there are.
-const RENEW_AT: u64 = (1 << SEQUENCE_BITS) / 16 * 15;
 
 /// How long after a failure the data plane is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -344,7 +336,7 @@ impl<S: Store, K: Kernel> Owner<S, K> {
                 received = timeout_at(wake_up, queue.recv_many(&mut requests, BATCH_LEN)) => {
                     // Nothing received without a timeout: nobody is left who could ask.
                     if let Ok(0) = received {
-                        return Ok(());
+                        return self.write_windows();
                     }
                     let begun = Instant::now();
                     self.turn(&mut requests).await?;
@@ -406,30 +398,6 @@ impl<S: Store, K: Kernel> Owner<S, K> {
             self.ask_kernel(request).await;
         }
         Ok(())
-    }
-
-    /// Looks at some sessions, the next ones each time: those whose sequence numbers are nearly used up
-    /// are to be requested anew.
-    fn look_round(&mut self) {
-        let slots = self.sessions.slots_used();
-        if self.next_slot >= slots {
-            self.next_slot = 0;
-            let sessions = &self.sessions;
-            self.renewals_asked
-                .retain(|&id| sessions.authorised(id).is_some());
-        }
-        let end = self.next_slot.saturating_add(ROUND_SLOTS).min(slots);
-        for slot in self.next_slot..end {
-            let Some(session) = self.sessions.session_in_slot(slot) else {
-                continue;
-            };
-            let id = session.id;
-            let newest = self.kernel.newest_sequence(id);
-            if newest.is_some_and(|newest| newest >= RENEW_AT) && self.renewals_asked.insert(id) {
-                self.sessions.ask_for_renewal(id);
-            }
-        }
-        self.next_slot = end;
     }
 
     /// Passes on what has come of what is done.
@@ -565,6 +533,7 @@ impl<S: Store, K: Kernel> Owner<S, K> {
             }
             Err(displaced) => {
                 // An earlier run, with another configuration, may have left it there.
+                self.note_window(id);
                 self.kernel.remove(id);
                 Err(displaced.to_string())
             }

@@ -99,6 +99,10 @@ use upgrade::{Ended, Upgrade};
 /// How long requests that are being answered may take when the daemon ends.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How long the controller may take to write the replay windows of all sessions that got triggers since the last
+/// time: shorter than systemd's patience.
+const LAST_WRITES: Duration = Duration::from_secs(20);
+
 /// Messages to devices that wait to be sent, at most.
 const NOTICES_LEN: usize = 65_536;
 
@@ -265,7 +269,7 @@ pub async fn run(
     if timeout(GRACE, servers).await.is_err() {
         warn!("some requests were not answered in time");
     }
-    match timeout(GRACE, ended).await {
+    match timeout(LAST_WRITES, ended).await {
         Ok(result) => result.context("the controller has stopped")??,
         Err(_elapsed) => warn!("the controller was still busy"),
     }

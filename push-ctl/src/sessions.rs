@@ -44,6 +44,7 @@ pub use restore::RestoreError;
 pub use transfer::{Fit, Misfit, Moved};
 
 use attempts::Attempts;
+use push_common::replay::WORDS;
 use push_common::wire::SessionId;
 use records::{
     App, AppName, CredentialId, EndCause, EndpointName, InstanceName, Left, OperativeState, Path,
@@ -421,6 +422,20 @@ impl Sessions {
                 kind,
             });
         }
+    }
+
+    /// Notes the replay window that the data plane has for a session; whether that is another one than is known.
+    pub fn note_window(&mut self, id: SessionId, window: &[u64; WORDS]) -> bool {
+        let Some(session) = self.slots.get_mut(id) else {
+            return false;
+        };
+        let known = session.window.as_deref().unwrap_or(&[0; WORDS]);
+        if known == window {
+            return false;
+        }
+        **session.window.get_or_insert_default() = *window;
+        self.changes.slots.insert(id.slot());
+        true
     }
 
     /// Tells the push client of a terminal.

@@ -1,8 +1,8 @@
 //! Acknowledgements: waited for since their trigger was sent on, settled once, and turned around to the
 //! server that sent it.
 
-use crate::counters;
 use crate::datagram::Datagram;
+use crate::maps::counters;
 use crate::outbound::{OWN_HOP_LIMIT, Outbound};
 use crate::shared::{Session, load};
 use aya_ebpf::btf_maps::LruHashMap;

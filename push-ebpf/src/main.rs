@@ -1,7 +1,8 @@
 //! The fast path: an XDP program that checks a push trigger and sends it on to the device.
 //!
-//! [`path`] is all of it, top to bottom. [`packet`] holds the bounds checks, [`shared`] the access
-//! to memory that is shared with other CPUs, `push_common` all formats and the arithmetic.
+//! [`path`] is all of it, top to bottom. [`packet`] holds the bounds checks, [`maps`] what is shared with the
+//! controller, [`shared`] the access to memory that is shared with other CPUs, `push_common` all formats and
+//! the arithmetic.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
@@ -21,119 +22,38 @@
 
 mod ack;
 mod datagram;
+mod maps;
 mod outbound;
 mod packet;
+mod route;
 mod shared;
+mod steps;
 mod tell;
 mod watched;
 
-use ack::PendingWords;
-use aya_ebpf::bindings::{self, xdp_action};
-use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_redirect};
-use aya_ebpf::macros::{btf_map, xdp};
+use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use datagram::{Address, Datagram, Link, NO_CHECKSUM, UDP_LEN};
-use outbound::Outbound;
+use datagram::{Address, NO_CHECKSUM, UDP_LEN};
+use maps::{
+    EGRESSES, NEXT_HOPS, Notes, POLICIES, SESSIONS, STAGED, count, named, nic_config, notes,
+};
 use packet::Frame;
 use push_common::maps::{
-    AckKey, Counters, DEFAULT_SESSION_SLOTS, EgressRecord, EventKind, Hop, MAX_EGRESSES,
-    MAX_NEXT_HOPS, MAX_NICS, MAX_POLICIES, MAX_SOURCE_PREFIXES, Meta, NextHopRecord, NicConfig,
-    PolicyRecord, PreviousKey, SessionControl, SessionRecord, SourcePrefix, VERDICT_SLOTS, tick_of,
+    AckKey, EventKind, Hop, NextHopRecord, NicConfig, PolicyRecord, SessionControl, tick_of,
 };
-use push_common::replay::{self, Offer};
-use push_common::tag::{self, Mac, TagKey};
+use push_common::replay;
 use push_common::verdict::{Action, Verdict};
 use push_common::wire::{
-    MAGIC, MAX_PAYLOAD_LEN, SIGNED_LEN, SessionId, TRIGGER_HEADER_LEN, TriggerHeader, UdpHeader,
-    VERSION,
+    MAGIC, MAX_PAYLOAD_LEN, SessionId, TRIGGER_HEADER_LEN, TriggerHeader, UdpHeader, VERSION,
 };
-use push_common::{activity, rate};
 use shared::{Image, Session, load};
+use steps::{
+    accept_once, has_valid_tag, is_allowed, link_to, previous_key, stay_within_rate, wake_once,
+};
 use tell::tell;
 use watched::{hand_out, watched};
-
-/// The session table: the slot of a session identifier is the index. Userspace maps it into its memory.
-#[btf_map(name = "push_sessions")]
-static SESSIONS: Array<SessionRecord, { DEFAULT_SESSION_SLOTS as usize }, BPF_F_MMAPABLE> =
-    Array::new();
-
-/// The one session that is just being changed, whole.
-#[btf_map(name = "push_staged")]
-static STAGED: Array<SessionRecord, 1, BPF_F_MMAPABLE> = Array::new();
-
-/// Keys of tokens that have been rotated but are still valid, by slot. Empty most of the time.
-#[btf_map(name = "push_prev_keys")]
-static PREVIOUS_KEYS: HashMap<
-    u32,
-    PreviousKey,
-    { DEFAULT_SESSION_SLOTS as usize },
-    { bindings::BPF_F_NO_PREALLOC as usize },
-> = HashMap::new();
-
-/// The ways to devices.
-#[btf_map(name = "push_next_hops")]
-static NEXT_HOPS: Array<NextHopRecord, { MAX_NEXT_HOPS as usize }, BPF_F_MMAPABLE> = Array::new();
-
-/// The ways out of the gateway.
-#[btf_map(name = "push_egresses")]
-static EGRESSES: Array<EgressRecord, { MAX_EGRESSES as usize }, BPF_F_MMAPABLE> = Array::new();
-
-/// What applications may do.
-#[btf_map(name = "push_policies")]
-static POLICIES: Array<PolicyRecord, { MAX_POLICIES as usize }> = Array::new();
-
-/// Where the triggers of applications may come from.
-#[btf_map(name = "push_allowed")]
-static ALLOWED_SOURCES: LpmTrie<SourcePrefix, u8, { MAX_SOURCE_PREFIXES as usize }> =
-    LpmTrie::new();
-
-/// Packets and bytes by verdict, for each NIC.
-#[btf_map(name = "push_counters")]
-static COUNTERS: PerCpuArray<Counters, { MAX_NICS as usize }> = PerCpuArray::new();
-
-/// What a CPU notes about the packet it is at. What is read and what is written meet here only: there is
-/// no case for a pair of framings.
-///
-/// It is kept in a map, as the stack has 512 bytes only. That [`Datagram::parse`] and [`Outbound::write`]
-/// are functions of their own for the verifier, and that it doesn't remember what is in maps, keeps
-/// it from going through the rest of the program once for each framing.
-#[repr(C)]
-struct Notes {
-    datagram: Datagram,
-    outbound: Outbound,
-    pending: PendingWords,
-    /// Value of the session identifier that the packet names; 0 if it doesn't get as far.
-    named: u64,
-}
-
-/// One for each CPU.
-#[btf_map(name = "push_notes")]
-static NOTES: PerCpuArray<Notes, 1> = PerCpuArray::new();
-
-/// Not read here: tells the next controller what it would adopt.
-#[btf_map(name = "push_meta")]
-static META: Array<Meta, 1> = Array::new();
-
-/// What doesn't change while the program is attached to its NIC. The loader sets it, and the
-/// verifier, to whom it is a constant, takes out the code that it makes unreachable.
-#[unsafe(no_mangle)]
-static NIC_CONFIG: NicConfig = NicConfig {
-    index: 0,
-    trigger_port: [0; 2],
-    takes: 0,
-    reserved: 0,
-    ipv4: [0; 4],
-    idle_ticks: 0,
-    ipv6: [0; 16],
-};
-
-const BPF_F_MMAPABLE: usize = bindings::BPF_F_MMAPABLE as usize;
-
-/// Attempts at a word of a session that other CPUs change at the same time. One fails only if another
-/// CPU has just had success with the same word.
-const ATTEMPTS: u32 = 8;
 
 /// A TTL or hop limit of 1 ends at this gateway.
 const LAST_HOP: u8 = 1;
@@ -173,7 +93,7 @@ fn push(context: XdpContext) -> u32 {
 #[inline(always)]
 fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict, Verdict> {
     // Parse: Ethernet, VLAN tags, IP, UDP.
-    let notes = NOTES.get_ptr_mut(0).ok_or(Verdict::MissingConfiguration)?;
+    let notes = notes().ok_or(Verdict::MissingConfiguration)?;
     // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
     let Notes {
         datagram,
@@ -349,15 +269,17 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
     // SAFETY: the field is aligned, and valid as long as the program runs.
     let hop: Hop = unsafe { load(&raw const next_hop.hop) };
     let is_resolved = hop.state == Hop::RESOLVED;
+    // The kernel finds its own way, which is not that of a realm or into a tunnel.
+    let may_help = !next_hop.has(NextHopRecord::REALM) && !next_hop.has(NextHopRecord::GTPU);
     match hop.state {
         Hop::RESOLVED => {}
         Hop::UNRESOLVED => {
             tell(EventKind::NextHopUnresolved, id, datagram);
-            // The kernel finds its own way, which is not that of a realm or into a tunnel.
-            if next_hop.has(NextHopRecord::REALM) || next_hop.has(NextHopRecord::GTPU) {
+            if !may_help {
                 return Err(Verdict::NextHopMissing);
             }
         }
+        Hop::NO_ROUTE if may_help => {}
         Hop::NO_ROUTE => return Err(Verdict::NoRoute),
         _ => return Err(Verdict::MissingConfiguration),
     }
@@ -390,6 +312,10 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
     } else {
         policy.dscp << 2 | datagram.traffic_class & 3
     };
+    // A link that is up again, and a route through it, are there before the controller knows.
+    if hop.state == Hop::NO_ROUTE && !route::is_there(context, outbound) {
+        return Err(Verdict::NoRoute);
+    }
     if outbound.ip_len(udp_len) > usize::from(next_hop.mtu) {
         return Err(Verdict::TooBig);
     }
@@ -427,180 +353,6 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
         unsafe { bpf_redirect(interface, 0) };
         Ok(Verdict::Redirected)
     }
-}
-
-/// The key of the token generation before the current one, if that is asked for and still valid.
-#[inline(always)]
-fn previous_key(id: SessionId, control: SessionControl, token_generation: u8) -> Option<TagKey> {
-    if !control.has(SessionControl::PREVIOUS_TOKEN)
-        || token_generation != control.token_generation.wrapping_sub(1)
-    {
-        return None;
-    }
-    // SAFETY: the controller never changes an entry, it puts a new one in its place.
-    let previous = unsafe { PREVIOUS_KEYS.get(id.slot()) }?;
-    let is_it = previous.generation == id.generation()
-        && previous.token_generation == u32::from(token_generation);
-    is_it.then_some(previous.key)
-}
-
-/// Whether the holder of `key` has signed what is at `trigger_at`. (A function of its own for its stack.)
-#[inline(never)]
-fn has_valid_tag(frame: Frame<'_>, trigger_at: usize, payload_len: usize, key: &TagKey) -> bool {
-    let Some(trigger) = frame.get::<TriggerHeader>(trigger_at) else {
-        return false;
-    };
-    let Some(signed) = frame.get::<[[u8; 8]; SIGNED_LEN / 8]>(trigger_at) else {
-        return false;
-    };
-    let mut mac = Mac::new(*key);
-    for word in signed {
-        mac.absorb_word(u64::from_le_bytes(*word));
-    }
-    if payload_len > 0 {
-        let payload_at = trigger_at.wrapping_add(TRIGGER_HEADER_LEN);
-        mac = packet::absorb_payload(frame, mac, payload_at, payload_len);
-    }
-    tag::equal(mac.finish(), tag::words(trigger.tag))
-}
-
-/// Whether an application's triggers may come from where this one does.
-#[inline(always)]
-fn is_allowed(policy: u16, datagram: &Datagram) -> bool {
-    let prefix = SourcePrefix::of(policy, datagram.is_v6, bytemuck::cast(datagram.source));
-    ALLOWED_SOURCES
-        .get(&Key::new(SourcePrefix::BITS, prefix))
-        .is_some()
-}
-
-/// Destination, source and tags of a frame to the next hop.
-#[inline(always)]
-fn link_to(hop: Hop, egress: &EgressRecord) -> Link {
-    let to: [u32; 2] = bytemuck::must_cast(hop);
-    // SAFETY: the field is aligned, and valid as long as the program runs.
-    let from: [u32; 2] =
-        bytemuck::must_cast(unsafe { load((&raw const egress.mac).cast::<u64>()) });
-    let [outer, inner] = egress.tags;
-    Link {
-        macs: [
-            to[0],
-            to[1] & 0xFFFF | from[0] << 16,
-            from[0] >> 16 | from[1] << 16,
-        ],
-        tags: [u32::from_ne_bytes(outer), u32::from_ne_bytes(inner)],
-        tag_count: (egress.tag_count & 3) as usize,
-    }
-}
-
-/// Accepts `sequence` if no CPU has accepted it before.
-#[inline(always)]
-fn accept_once(
-    session: Session,
-    sequence: u64,
-    id: SessionId,
-    datagram: &Datagram,
-) -> Result<(), Verdict> {
-    let word = session.replay(replay::word_index(sequence));
-    for _ in 0..ATTEMPTS {
-        let before = word.load();
-        match replay::offer(before, sequence) {
-            Offer::Accept(after) => {
-                if word.swap_if(before, after) {
-                    return Ok(());
-                }
-            }
-            Offer::Replayed => {
-                tell(EventKind::ReplayStorm, id, datagram);
-                return Err(Verdict::Replayed);
-            }
-            Offer::TooOld => return Err(Verdict::SequenceTooOld),
-        }
-    }
-    Err(Verdict::Contended)
-}
-
-/// Takes a trigger out of the session's bucket, if one is in it.
-#[inline(always)]
-fn stay_within_rate(session: Session, policy: &PolicyRecord, now_ns: u64) -> Result<(), Verdict> {
-    let word = session.full_at_ns();
-    for _ in 0..ATTEMPTS {
-        let before = word.load();
-        let Some(after) = rate::offer(before, now_ns, policy.interval_ns, policy.tolerance_ns)
-        else {
-            session.refused();
-            return Err(Verdict::RateExceeded);
-        };
-        if word.swap_if(before, after) {
-            return Ok(());
-        }
-    }
-    Err(Verdict::Contended)
-}
-
-/// Notes the delivery, unless a trigger with the same collapse key has just woken the device. Returns the
-/// tick of the delivery before.
-#[inline(always)]
-fn wake_once(
-    session: Session,
-    window_ticks: u32,
-    now_tick: u32,
-    collapse_key: u8,
-) -> Result<u32, Verdict> {
-    let word = session.activity();
-    for _ in 0..ATTEMPTS {
-        let before = word.load();
-        match activity::offer(before, now_tick, window_ticks, collapse_key) {
-            activity::Offer::Absorb => return Err(Verdict::Coalesced),
-            activity::Offer::Deliver(after) => {
-                // Most of the time nothing changes from one trigger to the next.
-                if after == before || word.swap_if(before, after) {
-                    return Ok(activity::last_tick(before));
-                }
-            }
-        }
-    }
-    Err(Verdict::Contended)
-}
-
-/// Counts a packet of `length` bytes.
-#[inline(always)]
-fn count(verdict: Verdict, length: usize) {
-    let index = verdict as usize;
-    // The compiler knows the bound, the verifier doesn't: it has to see a mask.
-    // SAFETY: a local is valid and aligned.
-    let index = unsafe { load(&raw const index) } & (VERDICT_SLOTS - 1);
-    if let Some(counters) = counters() {
-        // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
-        let count = unsafe { &mut (*counters).by_verdict[index] };
-        count.packets = count.packets.wrapping_add(1);
-        count.bytes = count.bytes.wrapping_add(length as u64);
-    }
-}
-
-/// What the packet that has just been on its way names.
-#[inline(always)]
-fn named() -> u64 {
-    // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
-    NOTES
-        .get_ptr(0)
-        .map_or(0, |notes| unsafe { (*notes).named })
-}
-
-/// This NIC's, on this CPU.
-#[inline(always)]
-fn counters() -> Option<*mut Counters> {
-    // SAFETY: a static is valid and aligned.
-    let nic = unsafe { load(&raw const NIC_CONFIG.index) };
-    COUNTERS.get_ptr_mut(nic)
-}
-
-#[inline(always)]
-fn nic_config() -> NicConfig {
-    const WORDS: usize = size_of::<NicConfig>() / 8;
-    // SAFETY: a static is valid, and aligned to words. It's read as volatile, as it will have another
-    // value than it has here.
-    let words: [u64; WORDS] = unsafe { load((&raw const NIC_CONFIG).cast()) };
-    bytemuck::must_cast(words)
 }
 
 #[cfg(target_arch = "bpf")]

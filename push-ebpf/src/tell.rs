@@ -1,7 +1,7 @@
 //! Events: what is worth telling the controller, but never more of it than it can take.
 
 use crate::datagram::Datagram;
-use crate::nic_config;
+use crate::maps::nic_config;
 use aya_ebpf::btf_maps::{PerCpuArray, RingBuf};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;

@@ -1,6 +1,6 @@
 //! Copies of the packets that name the session that an operator watches.
 
-use crate::nic_config;
+use crate::maps::nic_config;
 use crate::shared::{add, load};
 use crate::tell::limits;
 use aya_ebpf::EbpfContext;

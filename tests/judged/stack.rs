@@ -11,7 +11,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
 use xtask::lab::{GATEWAY_INSIDE, Party};
-use xtask::traffic::{Load, Session, Sink};
+use xtask::traffic::{Load, Session, Sink, Turn};
 use zerocopy::IntoBytes;
 
 /// Has a socket send UDP by IPv4 without checksums.
@@ -103,7 +103,7 @@ fn tshark_finds_nothing_wrong_with_what_the_gateway_sends() {
             triggers: TRIGGERS,
             payload_bytes: 100,
             rate_per_s: None,
-            forged: false,
+            turns: &[Turn::Good],
         };
         let never = AtomicBool::new(false);
         load.send(&server(lab, family), &never).unwrap();

@@ -70,8 +70,16 @@ pub(crate) mod slot {
     pub(crate) const ROTATED: u32 = 19;
     /// Unresolved, and in a tunnel.
     pub(crate) const UNRESOLVED_TUNNEL: u32 = 20;
+    /// No route, says the next hop, but the kernel has one.
+    pub(crate) const ROUTE_IS_NEW_V4: u32 = 21;
+    /// No route, says the next hop, but the kernel has one.
+    pub(crate) const ROUTE_IS_NEW_V6: u32 = 22;
+    /// No route, says the next hop, and the kernel's is not that of the realm.
+    pub(crate) const NO_ROUTE_OF_REALM: u32 = 23;
+    /// No route, says the next hop, and the kernel's does not lead into the tunnel.
+    pub(crate) const NO_ROUTE_OF_TUNNEL: u32 = 24;
     /// Refers to a next hop beyond the table.
-    pub(crate) const BEYOND: u32 = 21;
+    pub(crate) const BEYOND: u32 = 25;
 }
 
 const STRICT_POLICY: u16 = 1;
@@ -153,6 +161,7 @@ fn is_v6(slot: u32) -> bool {
         slot::V6_IN_GTPU_V4,
         slot::V6_IN_GTPU_V6,
         slot::UNRESOLVED_V6,
+        slot::ROUTE_IS_NEW_V6,
         slot::RETURNED_V6,
     ]
     .contains(&slot)
@@ -165,6 +174,7 @@ fn next_hop(slot: u32) -> NextHopRecord {
             slot::V4_IN_GTPU_V4,
             slot::V6_IN_GTPU_V4,
             slot::UNRESOLVED_TUNNEL,
+            slot::NO_ROUTE_OF_TUNNEL,
         ]
         .contains(&slot);
     let mut flags = 0;
@@ -174,7 +184,7 @@ fn next_hop(slot: u32) -> NextHopRecord {
     if is_outer_v6 {
         flags |= NextHopRecord::OUTER_IPV6;
     }
-    if slot == slot::UNRESOLVED_REALM {
+    if [slot::UNRESOLVED_REALM, slot::NO_ROUTE_OF_REALM].contains(&slot) {
         flags |= NextHopRecord::REALM;
     }
     let state = match slot {
@@ -182,7 +192,11 @@ fn next_hop(slot: u32) -> NextHopRecord {
         | slot::UNRESOLVED_V6
         | slot::UNRESOLVED_REALM
         | slot::UNRESOLVED_TUNNEL => Hop::UNRESOLVED,
-        slot::NO_ROUTE => Hop::NO_ROUTE,
+        slot::NO_ROUTE
+        | slot::ROUTE_IS_NEW_V4
+        | slot::ROUTE_IS_NEW_V6
+        | slot::NO_ROUTE_OF_REALM
+        | slot::NO_ROUTE_OF_TUNNEL => Hop::NO_ROUTE,
         slot::UNUSED => Hop::UNUSED,
         _any => Hop::RESOLVED,
     };
@@ -221,6 +235,8 @@ fn session(slot: u32) -> SessionRecord {
     }
     let device = if is_v6(slot) {
         "fd00:64::2"
+    } else if slot == slot::NO_ROUTE {
+        "10.66.0.2"
     } else {
         "10.64.0.2"
     };
@@ -356,6 +372,8 @@ rows! {
     }
     NextHopUnresolved {
         "unresolved_v4" |g| vec![by_v4(g, slot::UNRESOLVED_V4, 9)]
+        "route_is_new_v4" |g| vec![by_v4(g, slot::ROUTE_IS_NEW_V4, 9)]
+        "route_is_new_v6" |g| vec![by_v6(g, slot::ROUTE_IS_NEW_V6, 9)]
         "unresolved_with_tags" |g| vec![changed(by_v6(g, slot::UNRESOLVED_V4, 9), |p| p.tags = vec![[0x81, 0, 0, 1]])]
         "unresolved_v6" |g| vec![by_v4(g, slot::UNRESOLVED_V6, 9)]
     }
@@ -469,6 +487,8 @@ rows! {
     }
     NoRoute {
         "no_route" |g| vec![by_v4(g, slot::NO_ROUTE, 9)]
+        "no_route_of_a_realm" |g| vec![by_v4(g, slot::NO_ROUTE_OF_REALM, 9)]
+        "no_route_of_a_tunnel" |g| vec![by_v4(g, slot::NO_ROUTE_OF_TUNNEL, 9)]
     }
     NextHopMissing {
         "unresolved_in_a_realm" |g| vec![by_v4(g, slot::UNRESOLVED_REALM, 9)]

@@ -48,6 +48,14 @@ const DEVICES: [&str; 8] = [
     "fe80::1",
 ];
 
+/// Whether the kernel has a route to a device, in the namespace that the program is in.
+pub(crate) fn kernel_forwards_to(device: IpAddr) -> bool {
+    match device {
+        IpAddr::V4(v4) => v4.octets()[..2] == [10, 64],
+        IpAddr::V6(v6) => v6.segments()[..4] == [0xFD00, 0x64, 0, 0],
+    }
+}
+
 /// What devices register with. The last of IPv4 is where triggers are sent to, too.
 const REGISTERED_WITH: [(&str, u16); 7] = [
     ("10.64.0.1", 5683),

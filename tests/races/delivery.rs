@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use xtask::child;
 use xtask::lab::{DEVICE, Lab, Options, Party};
-use xtask::traffic::{self, Load, Received, Sink};
+use xtask::traffic::{self, Load, Received, Sink, Turn};
 
 static NEVER: AtomicBool = AtomicBool::new(false);
 
@@ -32,7 +32,7 @@ pub(super) fn load(session: &traffic::Session, first_sequence: u64, triggers: u6
         triggers,
         payload_bytes: 40,
         rate_per_s: Some(25_000),
-        forged: false,
+        turns: &[Turn::Good],
     }
 }
 

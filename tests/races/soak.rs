@@ -2,7 +2,7 @@
 //! for how many seconds, if it isn't for the full count. `xtask/src/soak.rs` has their names.
 
 use super::replay::Order;
-use super::{Course, End, delivery, outages, rate, replay, restart, slots, updates};
+use super::{Course, End, delivery, flood, outages, rate, replay, restart, slots, updates};
 use std::env;
 use std::time::Duration;
 
@@ -99,6 +99,12 @@ fn routes() {
 #[ignore = "long: cargo xtask soak"]
 fn delivery() {
     delivery::moves("push-soak-move", course("delivery", "triggers", 1_000_000));
+}
+
+#[test]
+#[ignore = "long: cargo xtask soak"]
+fn flood() {
+    flood::flood("push-soak-flood", course("flood", "triggers", 100_000_000));
 }
 
 #[test]

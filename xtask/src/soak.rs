@@ -35,6 +35,8 @@ pub enum Race {
     Routes,
     /// A device moves while triggers go from socket to socket.
     Delivery,
+    /// Nine of ten triggers are bad, as fast as can be.
+    Flood,
     /// The daemon is upgraded while triggers keep coming.
     Upgrades,
     /// The daemon is killed while devices register and triggers keep coming.

@@ -7,7 +7,7 @@
 mod generator;
 mod sink;
 
-pub use generator::{Load, Sent};
+pub use generator::{Load, Sent, Turn};
 pub use sink::{Received, Sink};
 
 use push_common::tag::TagKey;

@@ -1,3 +1,4 @@
+use super::rounds::RENEW_AT;
 use super::*;
 use crate::credentials::ApiKey;
 use crate::dataplane::{
@@ -448,6 +449,60 @@ async fn an_app_is_told_in_time_that_sequence_numbers_run_out() {
     // Once is enough.
     let again = tokio::time::timeout(ROUND * 5 / 2, notices.recv()).await;
     assert!(again.is_err(), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_learns_replay_windows_while_it_runs_and_all_of_them_at_its_end() {
+    const EARLIER: [u64; WORDS] = [1, 2, 3, 4];
+    const LATER: [u64; WORDS] = [5, 6, 7, 8];
+    let world = World::default();
+    let (controller, ended) = world.start();
+    let sessions = [
+        authorised(&controller, 1).await,
+        authorised(&controller, 2).await,
+    ];
+    let let_through = |id, window| {
+        let mut state = world.state();
+        state.kernel.get_mut(&id).unwrap().window = window;
+    };
+    let stored = || {
+        let state = world.state();
+        let windows = sessions.map(|id| {
+            let session = state.image.sessions.iter().find(|session| session.id == id);
+            session.unwrap().window.as_deref().copied()
+        });
+        (windows, state.commits)
+    };
+    let (_, before) = stored();
+    let_through(sessions[0], EARLIER);
+    until(|| stored().0 == [Some(EARLIER), None]).await;
+    assert_eq!(
+        stored().1,
+        before + 1,
+        "one commit for all that has changed"
+    );
+    // Another change to the record doesn't take it back.
+    let terminal = RegistrationId::from_u64(1);
+    controller
+        .apply(move |sessions, now| sessions.refresh(now, terminal, DEVICE, 5683, false, None))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(stored().0, [Some(EARLIER), None]);
+
+    let_through(sessions[0], LATER);
+    let_through(sessions[1], LATER);
+    drop(controller);
+    ended.await.unwrap().unwrap();
+    assert_eq!(stored().0, [Some(LATER), Some(LATER)]);
+
+    // The kernel has forgotten everything, as it does when the machine starts.
+    world.state().kernel.clear();
+    world.state().policies.clear();
+    let (_controller, _ended) = world.start();
+    for id in sessions {
+        assert_eq!(world.state().kernel[&id].window, LATER);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

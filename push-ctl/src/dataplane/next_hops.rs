@@ -1,6 +1,6 @@
 //! Next hops: how frames get to devices, kept as the kernel's routes, neighbours and links are.
 //!
-//! The path looks nothing up. For each session, a next hop is chosen here once, and what netlink tells
+//! The path looks nothing up, unless it would have to drop a trigger for want of a route. For each session, a next hop is chosen here once, and what netlink tells
 //! later is written where it stands: mostly one word, whatever the number of sessions that refer to it.
 //!
 //! - [`watch`] reads netlink and makes [`News`] of it; [`asking`] has the kernel ask neighbours.

@@ -264,8 +264,9 @@ pub struct Session {
     pub port: NonZeroU16,
     /// The tunnel by which the device is reached, if the operator has said so.
     pub tunnel: Option<Tunnel>,
-    /// The replay window that it had when it was exported, if it was imported here: the data plane begins with
-    /// it, so that no trigger from before that is accepted again.
+    /// The replay window that it had when it was noted last, or exported elsewhere, if anything had been let
+    /// through: a data plane that doesn't have the session begins with it, so that no trigger from before that is
+    /// accepted again.
     pub window: Option<Box<[u64; replay::WORDS]>>,
     /// How far it has come.
     pub state: SessionState,

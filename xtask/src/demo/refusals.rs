@@ -7,7 +7,7 @@ use super::{APP, DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, LOOK_PORT};
 use crate::child;
 use crate::clients::{Answer, Granted};
 use crate::lab::Party;
-use crate::traffic::Load;
+use crate::traffic::{Load, Turn};
 use anyhow::Result;
 use push_common::token::Token;
 use push_common::wire::SessionId;
@@ -103,7 +103,7 @@ pub(super) fn on_the_path(scene: &mut Scene, app: &App, phone: &Device, lane: &L
     )?;
 
     let load = Load {
-        forged: true,
+        turns: &[Turn::Forged],
         ..volleys.load(lane, 200_000)
     };
     volleys.dropped(stage, "forged tags", lane, &load, "bad_tag")?;

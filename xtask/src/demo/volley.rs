@@ -4,7 +4,7 @@ use super::ledger::{self, Counts, FORWARDED, Row};
 use super::stage::{Stage, grouped};
 use crate::clients::Granted;
 use crate::lab::Lab;
-use crate::traffic::{Load, Received, Sent, Session, Sink};
+use crate::traffic::{Load, Received, Sent, Session, Sink, Turn};
 use anyhow::{Context, Result};
 use std::net::UdpSocket;
 use std::sync::atomic::AtomicBool;
@@ -67,7 +67,7 @@ impl<'a> Volleys<'a> {
             triggers,
             payload_bytes: PAYLOAD_BYTES,
             rate_per_s: None,
-            forged: false,
+            turns: &[Turn::Good],
         }
     }
 

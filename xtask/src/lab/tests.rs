@@ -1,7 +1,7 @@
 //! Labs without a controller.
 
 use super::*;
-use crate::traffic::{Load, Received, Session, Sink};
+use crate::traffic::{Load, Received, Session, Sink, Turn};
 use nix::sys::socket::{setsockopt, sockopt};
 use push_common::tag::TagKey;
 use push_common::wire::SessionId;
@@ -57,7 +57,7 @@ fn datagrams_pass_from_the_application_to_the_device() {
             triggers: 2000,
             payload_bytes: 100,
             rate_per_s: Some(20_000),
-            forged: false,
+            turns: &[Turn::Good],
         };
         load.send(&server, &AtomicBool::new(false)).unwrap();
         assert!(sink.wait_for(2000, Duration::from_secs(10)));

@@ -1,7 +1,7 @@
 use super::{BATCH, MAX_TRIGGER_LEN, Session};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, sendmmsg};
-use push_common::wire::{SIGNED_LEN, TRIGGER_HEADER_LEN};
+use push_common::wire::{SIGNED_LEN, SessionId, TRIGGER_HEADER_LEN};
 use std::io::{self, IoSlice};
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
@@ -22,8 +22,21 @@ pub struct Load<'a> {
     pub payload_bytes: usize,
     /// How many at most; as many as possible if there is none.
     pub rate_per_s: Option<u32>,
-    /// Gives each a tag that is wrong, in every bit.
-    pub forged: bool,
+    /// What they are, in turn; the first of them isn't [`Turn::Replayed`].
+    pub turns: &'a [Turn],
+}
+
+/// What a trigger of a [`Load`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// As an application's server sends it.
+    Good,
+    /// With a tag that is wrong, in every bit.
+    Forged,
+    /// Of a session that isn't there: it has the slot of one that is.
+    Unknown,
+    /// The one before once more.
+    Replayed,
 }
 
 /// What a generator has sent.
@@ -45,7 +58,7 @@ impl Load<'_> {
     ///
     /// # Panics
     ///
-    /// If there is no session, or the payload is longer than a trigger can carry.
+    /// If there is no session, no turn or nothing to replay, or the payload is longer than a trigger can carry.
     pub fn send(&self, socket: &UdpSocket, stop: &AtomicBool) -> io::Result<Sent> {
         let datagram_len = TRIGGER_HEADER_LEN + self.payload_bytes;
         assert!(
@@ -56,6 +69,7 @@ impl Load<'_> {
         let started = Instant::now();
         let mut datagrams = vec![0; datagram_len * BATCH];
         let mut headers = MultiHeaders::preallocate(BATCH, None);
+        assert_ne!(self.turns[0], Turn::Replayed, "nothing to replay");
         let mut sent = 0;
         while sent < self.triggers && !stop.load(Ordering::Relaxed) {
             let mut filled = 0;
@@ -82,12 +96,18 @@ impl Load<'_> {
 
     /// Writes the trigger with this number, counted over all sessions.
     fn trigger(&self, number: u64, datagram: &mut [u8]) {
+        let turn_of = |number| self.turns[(number % self.turns.len() as u64) as usize];
+        let is_replayed = |&number: &u64| turn_of(number) == Turn::Replayed;
+        let original = number - (0..=number).rev().take_while(is_replayed).count() as u64;
+        let turn = turn_of(original);
         let count = self.sessions.len() as u64;
-        let session = self.sessions
-            [usize::try_from(number % count).expect("less than the number of sessions")];
-        let sequence = self.first_sequence + number / count;
-        session.trigger(sequence, datagram);
-        if self.forged {
+        let mut session = self.sessions
+            [usize::try_from(original % count).expect("less than the number of sessions")];
+        if turn == Turn::Unknown {
+            session.id = SessionId::new(session.id.slot(), session.id.generation() ^ 1);
+        }
+        session.trigger(self.first_sequence + original / count, datagram);
+        if turn == Turn::Forged {
             for byte in &mut datagram[SIGNED_LEN..TRIGGER_HEADER_LEN] {
                 *byte = !*byte;
             }

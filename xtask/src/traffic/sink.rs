@@ -209,7 +209,7 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Load;
+    use super::super::{Load, Turn};
     use super::*;
     use push_common::tag::TagKey;
 
@@ -250,7 +250,7 @@ mod tests {
             triggers: 1000,
             payload_bytes: 13,
             rate_per_s: None,
-            forged: false,
+            turns: &[Turn::Good],
         };
         let sent = load.send(&server, &AtomicBool::new(false)).unwrap();
         assert_eq!(sent.triggers, 1000);
@@ -268,7 +268,7 @@ mod tests {
             triggers: 100,
             payload_bytes: 0,
             rate_per_s: None,
-            forged: true,
+            turns: &[Turn::Forged],
         };
         load.send(&server, &AtomicBool::new(false)).unwrap();
         let sink = Sink::start(device, &sessions).unwrap();
@@ -279,6 +279,36 @@ mod tests {
                 ..Received::default()
             }
         );
+    }
+
+    #[test]
+    fn what_comes_in_between_leaves_good_triggers_as_they_are() {
+        let (server, device) = pair();
+        let sessions = [session(1), session(2)];
+        let load = Load {
+            sessions: &sessions,
+            first_sequence: 5,
+            triggers: 1000,
+            payload_bytes: 13,
+            rate_per_s: None,
+            turns: &[
+                Turn::Good,
+                Turn::Replayed,
+                Turn::Replayed,
+                Turn::Forged,
+                Turn::Unknown,
+            ],
+        };
+        let sink = Sink::start(device, &sessions).unwrap();
+        load.send(&server, &AtomicBool::new(false)).unwrap();
+        assert!(sink.wait_for(200, LIMIT));
+        let expected = Received {
+            delivered: 200,
+            duplicates: 400,
+            corrupt: 200,
+            foreign: 200,
+        };
+        assert_eq!(sink.finish().unwrap(), expected);
     }
 
     #[test]
@@ -311,7 +341,7 @@ mod tests {
             triggers: 640,
             payload_bytes: 0,
             rate_per_s: Some(6400),
-            forged: false,
+            turns: &[Turn::Good],
         };
         let sent = load.send(&server, &AtomicBool::new(false)).unwrap();
         assert!(

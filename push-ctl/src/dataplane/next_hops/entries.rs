@@ -204,7 +204,8 @@ impl NextHops {
                 neighbour: None,
                 egress: None,
                 hop: hop(Hop::NO_ROUTE),
-                mtu: 0,
+                // If the kernel finds a way, it knows what fits.
+                mtu: u16::MAX,
             };
         };
         let egress = way.egress.and_then(|egress| {

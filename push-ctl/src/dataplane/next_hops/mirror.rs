@@ -5,7 +5,8 @@
 //! - Of policy routing (`ip rule`), there is what the kernel starts with: the tables local, main and
 //!   default, in this order, and a VRF's table for what is in the VRF. Other rules are not seen.
 //! - A path whose link is up but without carrier is not taken, as if `ignore_routes_with_linkdown` were
-//!   set: it is known to lead nowhere.
+//!   set: it is known to lead nowhere. Triggers of sessions in no realm and no tunnel are the kernel's then, which
+//!   knows first when it leads somewhere again, and drops them until then; with that setting, the path does.
 //! - Of several paths of a route, all takes the first whose link is up.
 //! - A next hop object is what the kernel says with each route that uses it, as it does unless
 //!   `nexthop_compat_mode` is off.

@@ -5,6 +5,7 @@ use crate::sessions::records::{
     App, Availability, Credential, Monitor, OperativeState, Previous, Proof, Quotas, Session,
     SessionState, Terminal, Tokens, UnixTime,
 };
+use push_common::replay::newest;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -49,7 +50,7 @@ pub(super) fn session(session: &Session) -> Value {
         instance,
         port,
         tunnel,
-        window: _,
+        window,
         state,
     } = session;
     let state = match state {
@@ -86,6 +87,7 @@ pub(super) fn session(session: &Session) -> Value {
         "instance": instance.as_str(),
         "port": port,
         "tunnel": tunnel.map(|tunnel| json!({ "peer": tunnel.peer, "teid": tunnel.teid })),
+        "newest_sequence": window.as_deref().map(|words| words.iter().copied().map(newest).max()),
         "state": state,
     })
 }

@@ -1,0 +1,144 @@
+//! The maps, and what a CPU keeps of its own in them.
+
+use crate::ack::PendingWords;
+use crate::datagram::Datagram;
+use crate::outbound::Outbound;
+use crate::shared::load;
+use aya_ebpf::bindings;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use push_common::maps::{
+    Counters, DEFAULT_SESSION_SLOTS, EgressRecord, MAX_EGRESSES, MAX_NEXT_HOPS, MAX_NICS,
+    MAX_POLICIES, MAX_SOURCE_PREFIXES, Meta, NextHopRecord, NicConfig, PolicyRecord, PreviousKey,
+    SessionRecord, SourcePrefix, VERDICT_SLOTS,
+};
+use push_common::verdict::Verdict;
+
+/// The session table: the slot of a session identifier is the index. Userspace maps it into its memory.
+#[btf_map(name = "push_sessions")]
+pub(crate) static SESSIONS: Array<
+    SessionRecord,
+    { DEFAULT_SESSION_SLOTS as usize },
+    BPF_F_MMAPABLE,
+> = Array::new();
+
+/// The one session that is just being changed, whole.
+#[btf_map(name = "push_staged")]
+pub(crate) static STAGED: Array<SessionRecord, 1, BPF_F_MMAPABLE> = Array::new();
+
+/// Keys of tokens that have been rotated but are still valid, by slot. Empty most of the time.
+#[btf_map(name = "push_prev_keys")]
+pub(crate) static PREVIOUS_KEYS: HashMap<
+    u32,
+    PreviousKey,
+    { DEFAULT_SESSION_SLOTS as usize },
+    { bindings::BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+/// The ways to devices.
+#[btf_map(name = "push_next_hops")]
+pub(crate) static NEXT_HOPS: Array<NextHopRecord, { MAX_NEXT_HOPS as usize }, BPF_F_MMAPABLE> =
+    Array::new();
+
+/// The ways out of the gateway.
+#[btf_map(name = "push_egresses")]
+pub(crate) static EGRESSES: Array<EgressRecord, { MAX_EGRESSES as usize }, BPF_F_MMAPABLE> =
+    Array::new();
+
+/// What applications may do.
+#[btf_map(name = "push_policies")]
+pub(crate) static POLICIES: Array<PolicyRecord, { MAX_POLICIES as usize }> = Array::new();
+
+/// Where the triggers of applications may come from.
+#[btf_map(name = "push_allowed")]
+pub(crate) static ALLOWED_SOURCES: LpmTrie<SourcePrefix, u8, { MAX_SOURCE_PREFIXES as usize }> =
+    LpmTrie::new();
+
+/// Packets and bytes by verdict, for each NIC.
+#[btf_map(name = "push_counters")]
+static COUNTERS: PerCpuArray<Counters, { MAX_NICS as usize }> = PerCpuArray::new();
+
+/// What a CPU notes about the packet it is at. What is read and what is written meet here only: there is
+/// no case for a pair of framings.
+///
+/// It is kept in a map, as the stack has 512 bytes only. That [`Datagram::parse`] and [`Outbound::write`]
+/// are functions of their own for the verifier, and that it doesn't remember what is in maps, keeps
+/// it from going through the rest of the program once for each framing.
+#[repr(C)]
+pub(crate) struct Notes {
+    pub(crate) datagram: Datagram,
+    pub(crate) outbound: Outbound,
+    pub(crate) pending: PendingWords,
+    /// Value of the session identifier that the packet names; 0 if it doesn't get as far.
+    pub(crate) named: u64,
+}
+
+/// One for each CPU.
+#[btf_map(name = "push_notes")]
+static NOTES: PerCpuArray<Notes, 1> = PerCpuArray::new();
+
+/// Not read by the program: tells the next controller what it would adopt.
+#[btf_map(name = "push_meta")]
+static META: Array<Meta, 1> = Array::new();
+
+/// What doesn't change while the program is attached to its NIC. The loader sets it, and the
+/// verifier, to whom it is a constant, takes out the code that it makes unreachable.
+#[unsafe(no_mangle)]
+static NIC_CONFIG: NicConfig = NicConfig {
+    index: 0,
+    trigger_port: [0; 2],
+    takes: 0,
+    reserved: 0,
+    ipv4: [0; 4],
+    idle_ticks: 0,
+    ipv6: [0; 16],
+};
+
+const BPF_F_MMAPABLE: usize = bindings::BPF_F_MMAPABLE as usize;
+
+/// Counts a packet of `length` bytes.
+#[inline(always)]
+pub(crate) fn count(verdict: Verdict, length: usize) {
+    let index = verdict as usize;
+    // The compiler knows the bound, the verifier doesn't: it has to see a mask.
+    // SAFETY: a local is valid and aligned.
+    let index = unsafe { load(&raw const index) } & (VERDICT_SLOTS - 1);
+    if let Some(counters) = counters() {
+        // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
+        let count = unsafe { &mut (*counters).by_verdict[index] };
+        count.packets = count.packets.wrapping_add(1);
+        count.bytes = count.bytes.wrapping_add(length as u64);
+    }
+}
+
+/// What this CPU notes.
+#[inline(always)]
+pub(crate) fn notes() -> Option<*mut Notes> {
+    NOTES.get_ptr_mut(0)
+}
+
+/// What the packet that has just been on its way names.
+#[inline(always)]
+pub(crate) fn named() -> u64 {
+    // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
+    NOTES
+        .get_ptr(0)
+        .map_or(0, |notes| unsafe { (*notes).named })
+}
+
+/// This NIC's, on this CPU.
+#[inline(always)]
+pub(crate) fn counters() -> Option<*mut Counters> {
+    // SAFETY: a static is valid and aligned.
+    let nic = unsafe { load(&raw const NIC_CONFIG.index) };
+    COUNTERS.get_ptr_mut(nic)
+}
+
+#[inline(always)]
+pub(crate) fn nic_config() -> NicConfig {
+    const WORDS: usize = size_of::<NicConfig>() / 8;
+    // SAFETY: a static is valid, and aligned to words. It's read as volatile, as it will have another
+    // value than it has here.
+    let words: [u64; WORDS] = unsafe { load((&raw const NIC_CONFIG).cast()) };
+    bytemuck::must_cast(words)
+}
