@@ -86,6 +86,7 @@ use sessions::records::RealmName;
 use sessions::{Limits, Sessions};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{RedbStore, Store};
@@ -286,6 +287,10 @@ fn limits(config: &Config) -> Limits {
         default_lifetime: config.sessions.default_lifetime,
         max_lifetime: config.sessions.max_lifetime,
         sessions_per_terminal: config.sessions.per_terminal,
+        triggers_per_second_per_terminal: config
+            .sessions
+            .triggers_per_second_per_terminal
+            .map(NonZeroU32::get),
         rotation_overlap: config.sessions.rotation_overlap,
     }
 }

@@ -154,6 +154,8 @@ pub struct AppStatus {
     pub created_at: String,
     /// Its sessions that aren't over.
     pub sessions: usize,
+    /// What the authorised ones of them may have together by the rates they are held to; absent if these aren't limited.
+    pub triggers_per_second_granted: Option<f64>,
     /// What it may do.
     pub policy: PolicyStatus,
     /// By what its servers identify themselves.

@@ -257,6 +257,10 @@ async fn set_quotas(
             let what = "validations_per_minute: 0 would keep everybody out; remove the application's credentials for that";
             return Err(bad_quota(what));
         }
+        if change.triggers_per_second == Some(Some(0)) {
+            let what = "triggers_per_second: 0 would have no session authorised; remove the application's credentials for that";
+            return Err(bad_quota(what));
+        }
         let set = operator.controller.apply(move |sessions, _now| {
             let before = &sessions.app(&name).ok_or_else(unknown_app)?.quotas;
             let quotas = Quotas {
@@ -267,6 +271,9 @@ async fn set_quotas(
                 validations_per_minute: change
                     .validations_per_minute
                     .unwrap_or(before.validations_per_minute),
+                triggers_per_second: change
+                    .triggers_per_second
+                    .unwrap_or(before.triggers_per_second),
             };
             sessions.set_quotas(&name, quotas)?;
             status_of(sessions, &name)
@@ -359,8 +366,7 @@ fn monitor(asked: &MonitorStatus) -> Result<Monitor, String> {
 }
 
 fn status_of(sessions: &Sessions, name: &AppName) -> Result<AppStatus, Problem> {
-    let (app, live) = sessions.app_with_sessions(name).ok_or_else(unknown_app)?;
-    Ok(app_status(app, live))
+    app_status(sessions, name).ok_or_else(unknown_app)
 }
 
 pub(super) fn credential_status(credential: &Credential) -> CredentialStatus {
@@ -381,6 +387,7 @@ pub(super) fn quota_status(quotas: &Quotas) -> QuotaStatus {
         sessions: quotas.sessions,
         sessions_per_terminal: quotas.sessions_per_terminal,
         validations_per_minute: quotas.validations_per_minute,
+        triggers_per_second: quotas.triggers_per_second,
     }
 }
 

@@ -148,6 +148,7 @@ fn everything() -> Image {
                     sessions: Some(1),
                     sessions_per_terminal: Some(u32::MAX),
                     validations_per_minute: Some(0),
+                    triggers_per_second: Some(7),
                 },
                 monitor: Some(Monitor {
                     url: Some("https://chat.example/status".to_owned()),

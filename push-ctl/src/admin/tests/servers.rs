@@ -110,16 +110,27 @@ async fn quotas_change_one_by_one() {
     let path = "/v1/apps/chat/quotas";
     let set = |change| admin.ask(Method::PATCH, path, Some(change));
     let (_, app) = set(json!({ "sessions": 10, "validations_per_minute": 60 })).await;
-    let expected =
-        json!({ "sessions": 10, "sessions_per_terminal": null, "validations_per_minute": 60 });
+    let expected = json!({
+        "sessions": 10,
+        "sessions_per_terminal": null,
+        "validations_per_minute": 60,
+        "triggers_per_second": null,
+    });
     assert_eq!(app["quotas"], expected);
-    let (_, app) = set(json!({ "sessions": null, "sessions_per_terminal": 0 })).await;
-    let expected =
-        json!({ "sessions": null, "sessions_per_terminal": 0, "validations_per_minute": 60 });
+    let (_, app) =
+        set(json!({ "sessions": null, "sessions_per_terminal": 0, "triggers_per_second": 9 }))
+            .await;
+    let expected = json!({
+        "sessions": null,
+        "sessions_per_terminal": 0,
+        "validations_per_minute": 60,
+        "triggers_per_second": 9,
+    });
     assert_eq!(app["quotas"], expected);
     assert_eq!(admin.get("/v1/apps/chat").await, app);
     for wrong in [
         json!({ "validations_per_minute": 0 }),
+        json!({ "triggers_per_second": 0 }),
         json!({ "sessions": -1 }),
         json!({ "colour": 1 }),
     ] {

@@ -106,6 +106,7 @@ pub(super) fn app(app: &App) -> Value {
         sessions,
         sessions_per_terminal,
         validations_per_minute,
+        triggers_per_second,
     } = quotas;
     let availability = match availability {
         Availability::Available => json!({ "name": "available" }),
@@ -124,6 +125,7 @@ pub(super) fn app(app: &App) -> Value {
             "sessions": sessions,
             "sessions_per_terminal": sessions_per_terminal,
             "validations_per_minute": validations_per_minute,
+            "triggers_per_second": triggers_per_second,
         },
         "monitor": monitor.as_ref().map(self::monitor),
         "availability": availability,
