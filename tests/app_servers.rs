@@ -292,7 +292,10 @@ fn a_session_for_whose_triggers_there_is_no_room_is_refused_until_there_is() {
         assert_eq!(status, 429, "{problem}");
         assert_eq!(problem["type"], "urn:push:problem:trigger-rate-exceeded");
         assert_eq!(problem["retry_after_s"], 60);
-        assert!(problem["detail"].as_str().unwrap().contains(why), "{problem}");
+        assert!(
+            problem["detail"].as_str().unwrap().contains(why),
+            "{problem}"
+        );
     };
     people(lab, &["app", "quota", APP, "--triggers", "15/s"]);
     is_refused(validate(&first), "operator of the gateway has to set one");
@@ -300,7 +303,10 @@ fn a_session_for_whose_triggers_there_is_no_room_is_refused_until_there_is() {
     assert_eq!(validate(&first).0, 200);
     is_refused(validate(&second), "triggers per second of app");
     let shown = people(lab, &["app", "show", APP]);
-    assert!(shown.contains("10 triggers/s") && shown.contains("15 triggers/s"), "{shown}");
+    assert!(
+        shown.contains("10 triggers/s") && shown.contains("15 triggers/s"),
+        "{shown}"
+    );
 
     // Lowered, it ends nothing that there is.
     people(lab, &["app", "quota", APP, "--triggers", "5/s"]);

@@ -3,7 +3,8 @@
 use super::api::{AddApp, AppAdded, AppRemoved, AppStatus, PolicyChange};
 use super::policy::{changed, policy_status};
 use super::servers::{
-    availability_status, credential, credential_status, monitor_status, new_key, quota_status,
+    NewKey, availability_status, credential, credential_status, monitor_status, new_key,
+    quota_status,
 };
 use super::{Answer, Operator, Peer};
 use crate::dataplane::Policy;
@@ -47,20 +48,18 @@ pub(super) async fn add(
     let added = async {
         let name: AppName = name.parse().map_err(|error| bad_name(&error))?;
         let rules = changed(&Policy::default(), &policy).map_err(bad_policy)?;
-        let key = new_key().await?;
-        let added = AppAdded {
-            name: name.to_string(),
-            credential_id: key.id.to_string(),
-            api_key: key.text.to_string(),
-        };
-        let proof = key.proof;
-        let id = key.id;
+        let (NewKey { id, text, proof }, called) = (new_key().await?, name.to_string());
         let applied = operator.controller.apply(move |sessions, now| {
-            let credentials = vec![credential(now, id, proof, None)];
-            sessions.add_app(now, name, credentials, rules)
+            let key = credential(now, id, proof, None);
+            let status = credential_status(&key);
+            sessions.add_app(now, name, vec![key], rules)?;
+            Ok::<_, OperatorRefusal>(status)
         });
-        applied.await??;
-        Ok(Json(added))
+        Ok(Json(AppAdded {
+            name: called,
+            credential: applied.await??,
+            api_key: text.to_string(),
+        }))
     };
     let added = added.await;
     peer.audit_change("app add", &name, &policy, &added);

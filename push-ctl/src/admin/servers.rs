@@ -202,15 +202,21 @@ fn keys_before(
     only: Option<CredentialId>,
 ) -> Result<Vec<CredentialId>, Problem> {
     let app = sessions.app(name).ok_or_else(unknown_app)?;
-    let keys = app
-        .credentials
-        .iter()
-        .filter(|credential| match credential.proof {
-            Proof::ApiKey(_) | Proof::ApiKeySha256(_) => {
-                credential.is_valid(now) && only.is_none_or(|only| credential.id == only)
-            }
-            Proof::Certificate(_) => false,
-        });
+    let is_key = |credential: &Credential| match credential.proof {
+        Proof::ApiKey(_) | Proof::ApiKeySha256(_) => true,
+        Proof::Certificate(_) => false,
+    };
+    let mut credentials = app.credentials.iter();
+    if let Some(other) =
+        credentials.find(|credential| only == Some(credential.id) && !is_key(credential))
+    {
+        return Err(not_a_key(other.id));
+    }
+    let keys = app.credentials.iter().filter(|credential| {
+        is_key(credential)
+            && credential.is_valid(now)
+            && only.is_none_or(|only| credential.id == only)
+    });
     let keys: Vec<_> = keys.map(|key| key.id).collect();
     if only.is_some() && keys.is_empty() {
         return Err(OperatorRefusal::UnknownCredential.into());
@@ -434,6 +440,15 @@ fn bad_credential(what: String) -> Problem {
         "bad-credential",
         "The credential can't be used",
         what,
+    )
+}
+
+fn not_a_key(id: CredentialId) -> Problem {
+    Problem::new(
+        StatusCode::CONFLICT,
+        "not-a-key",
+        "Only keys are made anew",
+        format!("{id} is a certificate: the gateway can't make another one of it"),
     )
 }
 

@@ -144,8 +144,14 @@ pub enum OperatorRefusal {
     #[error("this application has no such key or certificate")]
     UnknownCredential,
     /// No terminal has this registration id.
-    #[error("no terminal has this registration id")]
+    #[error("no terminal has this registration id or endpoint name")]
     UnknownTerminal,
+    /// A terminal has this endpoint name.
+    #[error("a terminal has this endpoint name")]
+    EndpointKnown,
+    /// As many terminals are known as there may be.
+    #[error("as many terminals are known as sessions.slots in the configuration permits")]
+    TerminalsFull,
     /// The terminal isn't in the first operative state.
     #[error("the terminal is in the second operative state ({})", .0.replace('_', " "))]
     NotProvisioned(&'static str),

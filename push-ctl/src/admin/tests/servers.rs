@@ -6,7 +6,7 @@ async fn with_chat() -> (Admin, String) {
     let admin = admin().await;
     let body = json!({ "name": "chat" });
     let (_, added) = admin.ask(Method::POST, "/v1/apps", Some(body)).await;
-    let id = added["credential_id"].as_str().unwrap().to_owned();
+    let id = added["credential"]["id"].as_str().unwrap().to_owned();
     (admin, id)
 }
 
@@ -82,6 +82,11 @@ async fn a_certificate_is_one_applications_and_has_to_be_good() {
     let credential = &added["credential"];
     assert_eq!(credential["kind"], "certificate");
     assert_eq!(credential["expires_at"], "2999-01-02T00:00:00Z");
+    let rotate = "/v1/apps/chat/credentials/rotate";
+    let body = json!({ "overlap_s": 0, "only": credential["id"] });
+    let (status, problem) = admin.ask(Method::POST, rotate, Some(body)).await;
+    assert_eq!(status, 409);
+    assert_eq!(problem["type"], "urn:push:problem:not-a-key");
     for (app, body, status, why) in [
         ("mail", good, 409, "an application's already"),
         ("nonesuch", json!({}), 404, "no application"),

@@ -147,6 +147,10 @@ enum Step {
     Suspend {
         terminal: usize,
     },
+    SuspendUnknown {
+        endpoint: u8,
+        fresh: u64,
+    },
     Resume {
         terminal: usize,
     },
@@ -208,7 +212,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..8_u32, proptest::option::of(0..100_u64)).prop_map(|(slot, within_s)| Step::Rotate { slot, within_s }),
         1 => (0..3_u8, 0..8_u32).prop_map(|(app, slot)| Step::EndByApp { app, slot }),
         1 => (0..6_usize).prop_map(|terminal| Step::Suspend { terminal }),
-        1 => (0..6_usize).prop_map(|terminal| Step::Resume { terminal }),
+        1 => (0..6_u8, 0..4_u64).prop_map(|(endpoint, fresh)| Step::SuspendUnknown { endpoint, fresh }),
+        2 => (0..6_usize).prop_map(|terminal| Step::Resume { terminal }),
         1 => (0..6_usize).prop_map(|terminal| Step::RemoveTerminal { terminal }),
         1 => (0..3_u8, failure).prop_map(|(app, cause)| Step::AppFailed { app, cause }),
         2 => (0..3_u8).prop_map(|app| Step::AppRecovered { app }),
@@ -342,8 +347,15 @@ fn take(
             }
         }
         Step::Suspend { terminal: index } => {
-            if sessions.suspend(*now, terminal(index)).is_ok() {
-                naive.suspended(terminal(index));
+            let id = terminal(index);
+            if sessions.suspend(*now, id).is_ok() {
+                naive.suspended(*now, sessions.terminal(id).expect("it is kept"));
+            }
+        }
+        Step::SuspendUnknown { endpoint, fresh } => {
+            let endpoint = format!("d{endpoint}").parse().unwrap();
+            if let Ok(id) = sessions.suspend_unknown(*now, endpoint, id(fresh)) {
+                naive.suspended(*now, sessions.terminal(id).expect("it is kept"));
             }
         }
         Step::Resume { terminal: index } => {

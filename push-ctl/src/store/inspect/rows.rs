@@ -33,9 +33,9 @@ pub(super) fn terminal(terminal: &Terminal) -> Value {
         "id": id.to_string(),
         "endpoint": endpoint.as_str(),
         "realm": path.realm.as_ref().map(ToString::to_string),
-        "address": path.device,
+        "address": path.is_known().then_some(path.device),
         "port": port,
-        "gateway": path.gateway,
+        "gateway": path.is_known().then_some(path.gateway),
         "lifetime_s": lifetime.as_secs(),
         "state": state,
     })

@@ -225,10 +225,23 @@ impl Naive {
         assert!(self.sessions.remove(&id).is_some(), "{id} has ended before");
     }
 
-    pub(super) fn suspended(&mut self, id: RegistrationId) {
-        self.sessions.retain(|_, session| session.terminal != id);
-        let terminal = self.terminals.get_mut(&id).expect("it was registered");
-        assert!(terminal.expires.take().is_some(), "suspended twice");
+    /// It may have left, or never have come.
+    pub(super) fn suspended(&mut self, now: UnixTime, terminal: &Terminal) {
+        self.sessions
+            .retain(|_, session| session.terminal != terminal.id);
+        let same = self
+            .terminals
+            .values()
+            .filter(|other| other.endpoint == terminal.endpoint);
+        let is_known = self.terminals.contains_key(&terminal.id);
+        assert_eq!(same.count(), usize::from(is_known), "two of one name");
+        let entry = self.terminals.entry(terminal.id).or_insert(NaiveTerminal {
+            endpoint: terminal.endpoint.clone(),
+            path: terminal.path.clone(),
+            expires: Some(now),
+            would_expire: now,
+        });
+        assert!(entry.expires.take().is_some(), "suspended twice");
     }
 
     pub(super) fn resumed(&mut self, now: UnixTime, id: RegistrationId, is_first: bool) {
