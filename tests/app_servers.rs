@@ -315,8 +315,10 @@ fn a_session_for_whose_triggers_there_is_no_room_is_refused_until_there_is() {
     is_refused(validate(&second), "triggers per second of app");
     people(lab, &["app", "quota", APP, "--triggers", "20/s"]);
     assert_eq!(validate(&second).0, 200);
-    let refusals = lab.log().matches("triggers_per_second_of_app").count();
-    assert_eq!(refusals, 2, "{}", lab.log());
+    let audit = || fs::read_to_string(lab.folder().join("state/audit.log")).unwrap();
+    wait_until("both refusals are in the audit log", || {
+        audit().matches("triggers_per_second_of_app").count() == 2
+    });
 }
 
 /// OpenSSL's server in the application's namespace: it sends the file `status`, and notes that it has.

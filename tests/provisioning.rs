@@ -1,7 +1,7 @@
 //! Devices and application servers, played by libcoap's client and curl: who gets what, and who is
 //! refused, with which cause.
 
-use crate::story::{APP, PUSH_CTL, Story, inside, outside};
+use crate::story::{APP, PUSH_CTL, Story, inside, outside, wait_until};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -439,11 +439,11 @@ fn a_device_that_is_off_can_be_suspended_before_it_comes() {
     let said = people(&["terminal", "suspend", "phone-0", "--unregistered"]);
     assert!(said.contains("No terminal phone-0 is registered"), "{said}");
 
-    let audit = fs::read_to_string(lab.folder().join("state/audit.log")).unwrap();
-    assert!(
-        audit.contains("terminal suspend") && audit.contains("terminal_suspended"),
-        "{audit}"
-    );
+    let audit = || fs::read_to_string(lab.folder().join("state/audit.log")).unwrap();
+    wait_until("that is in the audit log", || {
+        let audit = audit();
+        audit.contains("terminal suspend") && audit.contains("terminal_suspended")
+    });
     lab.kill().unwrap();
     lab.start().unwrap();
     let shown = lab.push_ctl_json(&["terminal", "show", "phone-0"]).unwrap();

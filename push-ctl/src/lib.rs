@@ -118,6 +118,7 @@ pub async fn run(
     let store = RedbStore::open(&config.state_dir)?;
     let store_path = store.path().to_owned();
     let sessions = Sessions::restore(limits(&config), store.load()?)?;
+    let clock = controller::Clock::resume(&config.state_dir);
     let names: Vec<IpAddr> = config.external.listen.iter().map(SocketAddr::ip).collect();
     let tls = external::tls::server_config(&config.external, &config.state_dir, &names)?;
     let enquirer = Enquirer::new(config.monitoring.ca.as_deref())?;
@@ -145,7 +146,7 @@ pub async fn run(
     let notice_counters = internal::NoticeCounters::default();
     let unheard = events.clone();
     let (controller, mut ended) =
-        controller::start(sessions, store, dataplane, places(&config), outlets)?;
+        controller::start(sessions, store, dataplane, places(&config), outlets, clock)?;
 
     let (stop, stopping) = watch::channel(false);
     let stopped = || {

@@ -307,6 +307,7 @@ fn hint(problem: &Problem) -> Option<String> {
         "unknown-terminal" => {
             "`push-ctl terminal list` shows which there are; `push-ctl terminal suspend ENDPOINT --unregistered` bars one that isn't there"
         }
+        "upgrade-refused" => "nothing has changed: the daemon goes on as what it is",
         "not-a-key" => {
             "`push-ctl app key add NAME --certificate FILE` adds the next one, `push-ctl app key remove NAME ID` removes this one when its servers have that"
         }

@@ -1,4 +1,5 @@
 pub(crate) mod hostile;
+mod torn;
 
 use super::*;
 use crate::credentials::ApiKey;
