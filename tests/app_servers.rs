@@ -275,6 +275,52 @@ fn a_quota_that_is_used_up_is_refused_with_when_to_come_back() {
     assert_eq!(validates(&story, &session, &story.app_key), 200);
 }
 
+#[test]
+fn a_session_for_whose_triggers_there_is_no_room_is_refused_until_there_is() {
+    let story = Story::begin("push-serv-6");
+    let lab = &story.lab;
+    let registration = story.registered(0);
+    let [first, second] =
+        ["one", "two"].map(|instance| story.requested(0, &registration, instance, DEVICE_PORT));
+    let header = format!("@{}", story.app_key.display());
+    let validate = |session: &Granted| {
+        let body = format!("@{}", session.request_file.display());
+        let path = format!("/v1/sessions/{}/validate", session.id);
+        curl(&story, &["-H", &header, "--json", &body], &path)
+    };
+    let is_refused = |(status, problem): (u16, Value), why: &str| {
+        assert_eq!(status, 429, "{problem}");
+        assert_eq!(problem["type"], "urn:push:problem:trigger-rate-exceeded");
+        assert_eq!(problem["retry_after_s"], 60);
+        assert!(
+            problem["detail"].as_str().unwrap().contains(why),
+            "{problem}"
+        );
+    };
+    people(lab, &["app", "quota", APP, "--triggers", "15/s"]);
+    is_refused(validate(&first), "operator of the gateway has to set one");
+    people(lab, &["app", "set", APP, "--rate", "10/s"]);
+    assert_eq!(validate(&first).0, 200);
+    is_refused(validate(&second), "triggers per second of app");
+    let shown = people(lab, &["app", "show", APP]);
+    assert!(
+        shown.contains("10 triggers/s") && shown.contains("15 triggers/s"),
+        "{shown}"
+    );
+
+    // Lowered, it ends nothing that there is.
+    people(lab, &["app", "quota", APP, "--triggers", "5/s"]);
+    let shown = lab.push_ctl_json(&["session", "show", &first.id]).unwrap();
+    assert_eq!(shown["state"], "authorised");
+    is_refused(validate(&second), "triggers per second of app");
+    people(lab, &["app", "quota", APP, "--triggers", "20/s"]);
+    assert_eq!(validate(&second).0, 200);
+    let audit = || fs::read_to_string(lab.folder().join("state/audit.log")).unwrap();
+    wait_until("both refusals are in the audit log", || {
+        audit().matches("triggers_per_second_of_app").count() == 2
+    });
+}
+
 /// OpenSSL's server in the application's namespace: it sends the file `status`, and notes that it has.
 struct StatusServer {
     process: Child,

@@ -339,7 +339,7 @@ fn a_failure_says_what_to_do_and_sets_the_exit_code() {
         (
             &["terminal", "resume", "1234567800000001"],
             1,
-            "no terminal has this registration id: 1234567800000001",
+            "no terminal has this registration id or endpoint name: 1234567800000001",
         ),
         (
             &["app", "key", "list", "nonesuch"],

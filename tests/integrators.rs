@@ -274,8 +274,10 @@ fn a_probe_goes_all_the_way_and_leaves_nothing_behind() {
             (3, returned)
         );
     }
-    let sessions = lab.push_ctl_json(&["session", "list"]).unwrap();
-    assert_eq!(sessions, json!([]));
+    for list in ["session", "terminal"] {
+        let listed = lab.push_ctl_json(&[list, "list"]).unwrap();
+        assert_eq!(listed, json!([]), "{list}");
+    }
 }
 
 #[test]

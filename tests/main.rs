@@ -28,6 +28,7 @@
 //! | [`service`] | the daemon as a service: its unit, its user, its watchdog, its log |
 //! | [`watching`] | events, the audit log, rates and metrics of a daemon at work |
 //! | [`hostile`] | that peers who mean no good come to nothing |
+//! | [`faults`] | disks, limits, memory and clocks that fail: what is acknowledged stays, and triggers flow |
 //! | [`secrecy`] | that only the daemon gets at what it has, and no secret gets out |
 //! | [`bad_input`] | what is refused at the start and at the interfaces, and how |
 
@@ -41,6 +42,7 @@ mod coaps;
 mod command_line;
 mod datagram;
 mod delivery;
+mod faults;
 mod foreign_devices;
 mod framing;
 mod gateway;

@@ -1,10 +1,12 @@
 //! Devices and application servers, played by libcoap's client and curl: who gets what, and who is
 //! refused, with which cause.
 
-use crate::story::{APP, PUSH_CTL, Story, inside, outside};
+use crate::story::{APP, PUSH_CTL, Story, inside, outside, wait_until};
 use serde_json::{Value, json};
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use xtask::child;
 use xtask::clients::Answer;
 use xtask::lab::{Config, DEVICE, Lab, Options, Party};
 
@@ -83,13 +85,13 @@ fn kernel_has(lab: &Lab, session: &str) -> bool {
     let id: push_common::wire::SessionId = session.parse().unwrap();
     let map = lab.folder().join("bpf/push/push_sessions");
     let key = id.slot().to_le_bytes().map(|byte| byte.to_string());
-    let mut bpftool = xtask::child::command("bpftool");
+    let mut bpftool = child::command("bpftool");
     bpftool
         .args(["-j", "map", "lookup", "pinned"])
         .arg(map)
         .arg("key")
         .args(key);
-    let record: Value = serde_json::from_str(&xtask::child::output(&mut bpftool).unwrap()).unwrap();
+    let record: Value = serde_json::from_str(&child::output(&mut bpftool).unwrap()).unwrap();
     let byte = |at: usize| {
         u8::from_str_radix(
             record["value"][at]
@@ -355,7 +357,7 @@ fn the_external_interface_describes_itself() {
     curl.args(["-sS", "--cacert"])
         .arg(story.lab.certificate_path());
     curl.arg(format!("https://{}:8443/openapi.json", outside(1)));
-    let api: Value = serde_json::from_str(&xtask::child::output(&mut curl).unwrap()).unwrap();
+    let api: Value = serde_json::from_str(&child::output(&mut curl).unwrap()).unwrap();
     assert!(api["openapi"].as_str().unwrap().starts_with("3."));
     let validate = &api["paths"]["/v1/sessions/{session_id}/validate"]["post"];
     for status in ["200", "401", "403", "404", "410"] {
@@ -407,8 +409,8 @@ fn a_restart_brings_everything_back() {
         .clients()
         .authorise(&outside(0), &story.app_key, &session)
         .unwrap();
-    let store = std::fs::read(lab.folder().join("state/push.redb")).unwrap();
-    let token = std::fs::read_to_string(&session.token_file).unwrap();
+    let store = fs::read(lab.folder().join("state/push.redb")).unwrap();
+    let token = fs::read_to_string(&session.token_file).unwrap();
     let secret = hex::decode(token.trim().strip_prefix("ptk_").unwrap()).unwrap();
     assert!(
         !contains(&store, &secret) && !contains(&store, token.trim().as_bytes()),
@@ -421,4 +423,53 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack
         .windows(needle.len())
         .any(|window| window == needle)
+}
+
+#[test]
+fn a_device_that_is_off_can_be_suspended_before_it_comes() {
+    let story = Story::begin("push-prov-10");
+    let lab = &story.lab;
+    let people = |arguments: &[&str]| child::output(&mut lab.push_ctl(arguments)).unwrap();
+    let unknown = child::finish(&mut lab.push_ctl(&["terminal", "suspend", "phone-0"])).unwrap();
+    let said = String::from_utf8_lossy(&unknown.stderr);
+    assert!(
+        !unknown.status.success() && said.contains("--unregistered"),
+        "{said}"
+    );
+    let said = people(&["terminal", "suspend", "phone-0", "--unregistered"]);
+    assert!(said.contains("No terminal phone-0 is registered"), "{said}");
+
+    let audit = || fs::read_to_string(lab.folder().join("state/audit.log")).unwrap();
+    wait_until("that is in the audit log", || {
+        let audit = audit();
+        audit.contains("terminal suspend") && audit.contains("terminal_suspended")
+    });
+    lab.kill().unwrap();
+    lab.start().unwrap();
+    let shown = lab.push_ctl_json(&["terminal", "show", "phone-0"]).unwrap();
+    assert_eq!(
+        (&shown["cause"], &shown["address"]),
+        (&json!("suspended"), &Value::Null)
+    );
+    let uri = format!("coap://{}/rd?ep=phone-0", inside(0));
+    let clients = story.clients();
+    let why = refused(
+        clients
+            .coap(Party::Device, "post", DEVICE[0], &uri)
+            .unwrap(),
+    );
+    assert!(
+        why.contains("4.03") && why.contains("suspended by the operator"),
+        "{why}"
+    );
+    let listed = people(&["terminal", "list"]);
+    assert!(
+        listed.contains("phone-0") && listed.contains(DEVICE[0]),
+        "{listed}"
+    );
+
+    let said = people(&["terminal", "resume", "phone-0"]);
+    assert!(said.contains("has to register anew"), "{said}");
+    story.registered(0);
+    people(&["terminal", "show", "phone-0"]);
 }

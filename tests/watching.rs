@@ -136,7 +136,10 @@ fn events_are_seen_as_they_happen_and_who_did_what_stays_on_disk() {
     ] {
         assert!(has(&audited, kind, key, value), "{kind} in {text}");
     }
-    let by_operator = audited.iter().filter(|line| line["by"] == "operator");
+    assert!(has(&audited, "session_ended", "by", "operator"), "{text}");
+    let by_operator = audited
+        .iter()
+        .filter(|line| line["kind"] == "operator_action");
     for line in by_operator {
         assert!(line["uid"] == 0 && line["pid"].is_number(), "{line}");
     }

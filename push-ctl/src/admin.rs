@@ -312,6 +312,16 @@ impl From<OperatorRefusal> for Problem {
                 "unknown-terminal",
                 "No such terminal",
             ),
+            OperatorRefusal::EndpointKnown => (
+                StatusCode::CONFLICT,
+                "endpoint-known",
+                "A terminal has this endpoint name",
+            ),
+            OperatorRefusal::TerminalsFull => (
+                StatusCode::CONFLICT,
+                "terminals-full",
+                "There is no room for more terminals",
+            ),
             OperatorRefusal::NotProvisioned(_) => (
                 StatusCode::CONFLICT,
                 "not-provisioned",

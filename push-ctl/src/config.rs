@@ -15,6 +15,7 @@ use push_common::maps::DEFAULT_SESSION_SLOTS;
 use push_common::wire::DEFAULT_TRIGGER_PORT;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
@@ -140,6 +141,8 @@ pub struct Sessions {
     pub max_lifetime: Duration,
     /// Sessions that one device may have.
     pub per_terminal: u32,
+    /// Triggers that the authorised sessions of one device may have together, if that is limited.
+    pub triggers_per_second_per_terminal: Option<NonZeroU32>,
     /// How long a token is valid after the next one was validated.
     #[serde(deserialize_with = "duration")]
     pub rotation_overlap: Duration,
@@ -152,6 +155,7 @@ impl Default for Sessions {
             default_lifetime: Duration::from_hours(1),
             max_lifetime: Duration::from_hours(24),
             per_terminal: 64,
+            triggers_per_second_per_terminal: None,
             rotation_overlap: Duration::from_mins(5),
         }
     }

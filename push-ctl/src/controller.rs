@@ -16,17 +16,17 @@ mod rounds;
 pub(crate) mod tests;
 mod turns;
 
+pub use clock::Clock;
 pub(crate) use image::Displaced;
 pub use image::Places;
 pub use kernel::{ChangedFuture, Kernel, NicFuture, NicsFuture, ReconfiguredFuture};
 pub use turns::Turns;
 
 use crate::dataplane::{Nic, NicRefusal, NicStatus, Reconfiguration};
-use crate::events::{Bus, Event, What};
+use crate::events::{Bus, What};
 use crate::sessions::records::UnixTime;
 use crate::sessions::{Changes, News, Notice, Sessions};
 use crate::store::{Batch, Store, StoreError};
-use clock::Clock;
 use image::image;
 use nics::NicRequest;
 use push_common::wire::SessionId;
@@ -231,11 +231,12 @@ pub fn start(
     kernel: impl Kernel,
     places: Places,
     outlets: Outlets,
+    clock: Clock,
 ) -> Result<(Controller, Ended), StoreError> {
     let (tell_addresses, trigger_addresses) = watch::channel(kernel.trigger_addresses());
     let mut owner = Owner {
         trigger_addresses: tell_addresses,
-        clock: Clock::start(),
+        clock,
         sessions,
         store,
         kernel,
@@ -297,16 +298,11 @@ impl<S: Store, K: Kernel> Owner<S, K> {
     /// After a start: what has expired is ended, what the data plane shouldn't have is removed, and
     /// each policy and each authorised session is written, as its lifetime is measured anew.
     fn reconcile(&mut self) -> Result<(), StoreError> {
-        let now = self.clock.now();
+        let now = self.now();
         self.sessions.expire(now, usize::MAX);
         let mut changes = self.sessions.take_changes();
         self.commit(&changes)?;
-        let authorised: BTreeSet<_> = self
-            .sessions
-            .sessions()
-            .map(|session| session.id)
-            .filter(|&id| self.sessions.authorised(id).is_some())
-            .collect();
+        let authorised: BTreeSet<_> = self.authorised().collect();
         let installed: BTreeSet<_> = self.kernel.installed().into_iter().collect();
         let kept = authorised.intersection(&installed).count();
         let (added, removed) = (authorised.len() - kept, installed.len() - kept);
@@ -316,7 +312,7 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         changes.policies.extend(policies);
         self.update_kernel(changes.policies, changes.kernel, now);
         self.kernel.settled();
-        self.tell(changes.notices, changes.news, now);
+        self.tell(changes.notices, changes.news);
         let (terminals, apps) = (
             self.sessions.terminals().len(),
             self.sessions.apps().count(),
@@ -344,9 +340,8 @@ impl<S: Store, K: Kernel> Owner<S, K> {
                 }
                 () = self.kernel.changed() => {
                     self.kernel.reattach(false).await;
-                    let at = self.clock.now();
                     for told in self.kernel.take_told() {
-                        self.publish(at, What::DataPlane(told));
+                        self.publish(What::DataPlane(told));
                     }
                 }
             }
@@ -358,15 +353,24 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         let expiry = self
             .sessions
             .next_deadline()
-            .map(|deadline| self.clock.instant(deadline));
+            .map(|deadline| self.clock.instant(deadline, self.kernel.suspended()));
         [expiry, self.retry_at]
             .into_iter()
             .flatten()
             .fold(self.round_at, Instant::min)
     }
 
+    fn now(&self) -> UnixTime {
+        self.clock.now(self.kernel.suspended())
+    }
+
+    fn authorised(&self) -> impl Iterator<Item = SessionId> {
+        let sessions = self.sessions.sessions().map(|session| session.id);
+        sessions.filter(|&id| self.sessions.authorised(id).is_some())
+    }
+
     async fn turn(&mut self, requests: &mut Vec<Request>) -> Result<(), StoreError> {
-        let now = self.clock.now();
+        let now = self.now();
         self.sessions.expire(now, BATCH_LEN);
         let mut answers = Vec::with_capacity(requests.len());
         let mut nics = Vec::new();
@@ -385,6 +389,10 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         let changes = self.sessions.take_changes();
         self.commit(&changes)?;
         let (mut policies, mut kernel) = (changes.policies, changes.kernel);
+        if self.clock.has_slept(self.kernel.suspended()) {
+            // Its clock stood still: when they end is told anew.
+            kernel.extend(self.authorised());
+        }
         if self.retry_at.take_if(|at| *at <= Instant::now()).is_some() {
             policies.extend(self.policies_not_in_kernel.keys());
             kernel.extend(self.not_in_kernel.keys());
@@ -393,7 +401,7 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         for answer in answers {
             answer();
         }
-        self.tell(changes.notices, changes.news, now);
+        self.tell(changes.notices, changes.news);
         for request in nics {
             self.ask_kernel(request).await;
         }
@@ -401,19 +409,19 @@ impl<S: Store, K: Kernel> Owner<S, K> {
     }
 
     /// Passes on what has come of what is done.
-    fn tell(&mut self, notices: Vec<Notice>, news: Vec<News>, now: UnixTime) {
+    fn tell(&mut self, notices: Vec<Notice>, news: Vec<News>) {
         for notice in notices {
             if self.outlets.notices.try_send(notice).is_err() {
                 self.notices_lost += 1;
             }
         }
         for news in news {
-            self.publish(now, What::Lifecycle(news));
+            self.publish(What::Lifecycle(news));
         }
     }
 
-    fn publish(&self, at: UnixTime, what: What) {
-        self.outlets.events.publish(Event { at, what });
+    fn publish(&self, what: What) {
+        self.outlets.events.publish_now(what);
     }
 
     fn view(&self, now: UnixTime) -> View<'_> {

@@ -9,7 +9,9 @@ mod tests;
 use crate::audit;
 use crate::dataplane::Told;
 use crate::sessions::News;
-use crate::sessions::records::{AppName, EndpointName, RegistrationId, UnixTime};
+use crate::sessions::records::{
+    AppFailure, AppName, EndCause, EndpointName, Left, RegistrationId, UnixTime,
+};
 use push_common::maps::EventKind;
 use push_common::wire::SessionId;
 use serde::{Deserialize, Serialize};
@@ -448,18 +450,37 @@ const fn actor(news: &News) -> (&'static str, &'static str) {
         | News::TerminalMoved { .. }
         | News::SessionRequested { .. }
         | News::TokenIssued { .. } => ("device", "done"),
+        News::QuotaExceeded { .. } => ("device", "refused"),
         News::SessionAuthorised { .. } | News::TokenRotated { .. } => ("app", "done"),
-        News::ValidationRefused { .. } | News::QuotaExceeded { .. } => ("app", "refused"),
-        // Their cause, or the operator's action before them, says more.
-        News::TerminalLeft { .. }
-        | News::TerminalSuspended { .. }
+        News::ValidationRefused { .. } => ("app", "refused"),
+        News::TerminalSuspended { .. }
         | News::TerminalResumed { .. }
         | News::TerminalRemoved { .. }
-        | News::RotationAsked { .. }
-        | News::RenewalAsked { .. }
-        | News::SessionEnded { .. }
-        | News::AppFailed { .. }
-        | News::AppRecovered { .. } => ("gateway", "done"),
+        | News::RotationAsked { .. } => ("operator", "done"),
+        News::TerminalLeft { cause, .. } => match cause {
+            // Another one has, where it was.
+            Left::Deregistered | Left::AddressTaken => ("device", "done"),
+            Left::Expired => ("gateway", "done"),
+        },
+        News::SessionEnded { cause, .. } => match cause {
+            EndCause::Released
+            | EndCause::Replaced
+            | EndCause::Deregistered
+            | EndCause::AddressTaken => ("device", "done"),
+            EndCause::Revoked
+            | EndCause::AppRemoved
+            | EndCause::TerminalSuspended
+            | EndCause::TerminalRemoved => ("operator", "done"),
+            EndCause::AppEnded => ("app", "done"),
+            EndCause::Expired | EndCause::AppServerFailed | EndCause::NotRotated => {
+                ("gateway", "done")
+            }
+        },
+        News::AppFailed { cause, .. } => match cause {
+            AppFailure::Announced => ("app", "done"),
+            AppFailure::Unreachable | AppFailure::Inactive => ("gateway", "done"),
+        },
+        News::RenewalAsked { .. } | News::AppRecovered { .. } => ("gateway", "done"),
     }
 }
 

@@ -87,6 +87,7 @@ use sessions::records::RealmName;
 use sessions::{Limits, Sessions};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{RedbStore, Store};
@@ -122,6 +123,7 @@ pub async fn run(
     let store = RedbStore::open(&config.state_dir, config.key_encryption_key()?)?;
     let store_path = store.path().to_owned();
     let sessions = Sessions::restore(limits(&config), store.load()?)?;
+    let clock = controller::Clock::resume(&config.state_dir);
     let names: Vec<IpAddr> = config.external.listen.iter().map(SocketAddr::ip).collect();
     let tls = external::tls::server_config(&config.external, &config.state_dir, &names)?;
     let enquirer = Enquirer::new(config.monitoring.ca.as_deref())?;
@@ -149,7 +151,7 @@ pub async fn run(
     let notice_counters = internal::NoticeCounters::default();
     let unheard = events.clone();
     let (controller, mut ended) =
-        controller::start(sessions, store, dataplane, places(&config), outlets)?;
+        controller::start(sessions, store, dataplane, places(&config), outlets, clock)?;
 
     let (stop, stopping) = watch::channel(false);
     let stopped = || {
@@ -291,6 +293,10 @@ fn limits(config: &Config) -> Limits {
         default_lifetime: config.sessions.default_lifetime,
         max_lifetime: config.sessions.max_lifetime,
         sessions_per_terminal: config.sessions.per_terminal,
+        triggers_per_second_per_terminal: config
+            .sessions
+            .triggers_per_second_per_terminal
+            .map(NonZeroU32::get),
         rotation_overlap: config.sessions.rotation_overlap,
     }
 }

@@ -61,6 +61,13 @@ impl Problem {
         Self::too_many("quota-exceeded", "A quota is used up", detail, retry_after)
     }
 
+    /// Sessions together would have more triggers per second than they may.
+    #[must_use]
+    pub fn trigger_rate_exceeded(detail: String, retry_after: Duration) -> Self {
+        let title = "No more triggers per second can be granted";
+        Self::too_many("trigger-rate-exceeded", title, detail, retry_after)
+    }
+
     /// Too much that was presented wasn't right.
     #[must_use]
     pub fn too_many_guesses(detail: String, retry_after: Duration) -> Self {

@@ -26,6 +26,7 @@ mod news;
 mod notices;
 mod operator;
 mod queries;
+mod rates;
 pub mod records;
 mod restore;
 mod slots;
@@ -40,6 +41,7 @@ pub use answers::{
 pub use news::News;
 pub use notices::{Notice, NoticeKind};
 pub use queries::Authorised;
+pub use rates::{RateShare, TriggerRate};
 pub use restore::RestoreError;
 pub use transfer::{Fit, Misfit, Moved};
 
@@ -71,6 +73,8 @@ pub struct Limits {
     pub max_lifetime: Duration,
     /// Sessions that aren't over that a terminal may have.
     pub sessions_per_terminal: u32,
+    /// What the authorised sessions of a terminal may have together, if that is limited.
+    pub triggers_per_second_per_terminal: Option<u32>,
     /// How long a token is valid after the next one was validated.
     pub rotation_overlap: Duration,
 }
@@ -123,6 +127,8 @@ struct AppEntry {
     record: App,
     /// The sessions that aren't over.
     sessions: BTreeSet<SessionId>,
+    /// How many of them are authorised.
+    authorised: usize,
 }
 
 /// Whose time has come.
@@ -452,15 +458,15 @@ impl Sessions {
         let Some(session) = self.slots.get_mut(id) else {
             return;
         };
-        let before = match &session.state {
+        let (before, was_authorised) = match &session.state {
             SessionState::Requested(_) => {
                 self.counts.requested -= 1;
-                None
+                (None, false)
             }
             SessionState::Authorised(tokens) => {
                 self.counts.authorised -= 1;
                 self.changes.kernel.insert(id);
-                tokens.deadline()
+                (tokens.deadline(), true)
             }
             SessionState::Ended { .. } => return,
         };
@@ -473,6 +479,7 @@ impl Sessions {
         self.attempts.forget_session(id);
         if let Some(app) = self.apps.get_mut(&session.app) {
             app.sessions.remove(&id);
+            app.authorised -= usize::from(was_authorised);
         }
         if let Some(terminal) = self.terminals.get_mut(&session.terminal) {
             terminal

@@ -5,6 +5,7 @@
 //! manager it is the same process. What runs then does what every start does: it adopts what is pinned, and
 //! puts its own program into each link in one step.
 
+use crate::config::Config;
 use std::env;
 use std::ffi::OsString;
 use std::io;
@@ -49,6 +50,16 @@ pub enum UpgradeError {
         /// Why.
         error: String,
     },
+    /// The session table that is pinned would be in its way.
+    #[error(
+        "sessions.slots is {wanted} in the configuration, and the session table has {slots}: what is installed now would not start; set it to {slots}"
+    )]
+    OtherTable {
+        /// Of the table.
+        slots: u32,
+        /// In the configuration.
+        wanted: u32,
+    },
     /// It would not start with the configuration.
     #[error("{} doesn't take the configuration: {said}", executable.display())]
     ConfigRefused {
@@ -69,13 +80,13 @@ impl Upgrade {
         }
     }
 
-    /// Whether what is installed now would start with this configuration: gives its version. What it has to
+    /// Whether what is installed now would start with this configuration and a session table of so many slots: gives its version. What else it has to
     /// say against the data plane shows only once it is started; the program that is attached stays, then.
     ///
     /// # Errors
     ///
     /// [`UpgradeError`].
-    pub async fn look_at(&self, config: &Path) -> Result<String, UpgradeError> {
+    pub async fn look_at(&self, config: &Path, slots: u32) -> Result<String, UpgradeError> {
         let version = self.asked(vec!["--version".into()]).await?;
         if !version.status.success() {
             return Err(self.does_not_run(said(&version)));
@@ -87,6 +98,13 @@ impl Upgrade {
                 executable: self.executable.clone(),
                 said: said(&checked),
             });
+        }
+        // One that only a newer version understands has been looked at by that.
+        if let Ok(new) = Config::load(config)
+            && new.sessions.slots != slots
+        {
+            let wanted = new.sessions.slots;
+            return Err(UpgradeError::OtherTable { slots, wanted });
         }
         let text = said(&version);
         Ok(text.rsplit(' ').next().unwrap_or_default().to_owned())
@@ -136,6 +154,7 @@ pub fn execute(executable: &Path) -> io::Error {
 fn said(output: &Output) -> String {
     let bytes = [&*output.stdout, &*output.stderr].concat();
     let text = String::from_utf8_lossy(&bytes);
+    let text = text.strip_prefix("push-ctl: ").unwrap_or(&text);
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -145,24 +164,25 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
+    /// As the example has it.
+    const SLOTS: u32 = 65_536;
+
     async fn look_at(script: &str) -> Result<String, String> {
         let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("push.toml");
+        fs::write(&config, Config::example()).unwrap();
         let executable = folder.path().join("push-ctl");
         fs::write(&executable, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&executable, fs::Permissions::from_mode(0o755)).unwrap();
-        let looked = Upgrade::of(executable)
-            .look_at(Path::new("push.toml"))
-            .await;
+        let looked = Upgrade::of(executable).look_at(&config, SLOTS).await;
         looked.map_err(|error| error.to_string())
     }
 
     #[tokio::test]
     async fn what_would_not_start_is_not_begun_with() {
-        let both =
-            r#"case "$1" in --version) echo push-ctl 9.8.7;; *) test "$4" = push.toml;; esac"#;
+        let both = r#"case "$1" in --version) echo push-ctl 9.8.7;; *) test "$(basename "$4")" = push.toml;; esac"#;
         assert_eq!(look_at(both).await.unwrap(), "9.8.7");
-        let wary =
-            r#"case "$1" in --version) echo push-ctl 9.8.7;; *) echo no such key; exit 1;; esac"#;
+        let wary = r#"case "$1" in --version) echo push-ctl 9.8.7;; *) echo push-ctl: no such key; exit 1;; esac"#;
         let error = look_at(wary).await.unwrap_err();
         assert!(
             error.ends_with("doesn't take the configuration: no such key"),
@@ -176,7 +196,15 @@ mod tests {
             "{error}"
         );
         let gone = Upgrade::of("/nonexistent/push-ctl".into());
-        let error = gone.look_at(Path::new("x")).await.unwrap_err().to_string();
+        let config = Path::new("x");
+        let error = gone.look_at(config, SLOTS).await.unwrap_err().to_string();
         assert!(error.contains("No such file"), "{error}");
+        let text = Config::example().replace("slots = 65536", "slots = 1024");
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("push.toml");
+        fs::write(&config, text).unwrap();
+        let runs = Upgrade::of("true".into());
+        let error = runs.look_at(&config, SLOTS).await.unwrap_err().to_string();
+        assert!(error.ends_with("set it to 65536"), "{error}");
     }
 }

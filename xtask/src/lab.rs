@@ -418,8 +418,10 @@ pub fn down(prefix: &str) -> Result<()> {
     let names = Names::new(prefix)?;
     daemon::end_all(&names)?;
     topology::tear_down(&names)?;
-    // As often as it has been mounted there.
-    while names.bpffs().exists() && umount2(&names.bpffs(), MntFlags::MNT_DETACH).is_ok() {}
+    // As often as something has been mounted there; tests give the state a disk of its own.
+    for mounted in [names.bpffs(), names.state()] {
+        while mounted.exists() && umount2(&mounted, MntFlags::MNT_DETACH).is_ok() {}
+    }
     match fs::remove_dir_all(names.folder()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", names.folder().display()))

@@ -139,8 +139,8 @@ pub struct AddApp {
 pub struct AppAdded {
     /// What it is called.
     pub name: String,
-    /// Names the key.
-    pub credential_id: String,
+    /// What its key is called.
+    pub credential: CredentialStatus,
     /// With what its servers identify themselves.
     pub api_key: String,
 }
@@ -154,6 +154,8 @@ pub struct AppStatus {
     pub created_at: String,
     /// Its sessions that aren't over.
     pub sessions: usize,
+    /// What the authorised ones of them may have together by the rates they are held to; absent if these aren't limited.
+    pub triggers_per_second_granted: Option<f64>,
     /// What it may do.
     pub policy: PolicyStatus,
     /// By what its servers identify themselves.
@@ -247,12 +249,12 @@ pub struct TerminalStatus {
     pub id: String,
     /// What the device calls itself.
     pub endpoint: String,
-    /// Where it is.
-    pub address: IpAddr,
+    /// Where it is; absent if it was suspended before it has ever come.
+    pub address: Option<IpAddr>,
     /// The realm that this is an address of; none if it is in no realm.
     pub realm: Option<String>,
-    /// The address of the gateway that it registered with.
-    pub gateway: SocketAddr,
+    /// The address of the gateway that it registered with; absent if it never has.
+    pub gateway: Option<SocketAddr>,
     /// `first_operative` (may ask for sessions) or `second_operative` (may not).
     pub state: String,
     /// Why it is in the second operative state: `deregistered`, `expired`, `address_taken` or `suspended`.
@@ -364,7 +366,16 @@ pub struct SessionRotating {
     pub within_s: Option<u64>,
 }
 
-/// The answer to `POST /v1/terminals/{id}/suspend`, `…/resume`, `…/refresh`, and to `DELETE /v1/terminals/{id}`
+/// `POST /v1/terminals/{id}/suspend`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SuspendTerminal {
+    /// Also if there is no terminal: one of this endpoint name is refused when it comes.
+    pub unregistered: bool,
+}
+
+/// The answer to [`SuspendTerminal`], `POST /v1/terminals/{id}/resume`, `…/refresh`, and to `DELETE /v1/terminals/{id}`;
+/// the id may be the endpoint name
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TerminalChanged {
     /// The registration.
@@ -373,6 +384,8 @@ pub struct TerminalChanged {
     pub state: String,
     /// Sessions that ended with that.
     pub sessions_ended: usize,
+    /// Whether a device has ever registered like this.
+    pub registered: bool,
 }
 
 /// `GET /v1/sessions` and `GET /v1/terminals`

@@ -3,13 +3,14 @@
 use super::api::{AddApp, AppAdded, AppRemoved, AppStatus, PolicyChange};
 use super::policy::{changed, policy_status};
 use super::servers::{
-    availability_status, credential, credential_status, monitor_status, new_key, quota_status,
+    NewKey, availability_status, credential, credential_status, monitor_status, new_key,
+    quota_status,
 };
 use super::{Answer, Operator, Peer};
 use crate::dataplane::Policy;
 use crate::problem::{Problem, Segment};
-use crate::sessions::OperatorRefusal;
-use crate::sessions::records::{App, AppName, UnixTime};
+use crate::sessions::records::{AppName, UnixTime};
+use crate::sessions::{OperatorRefusal, Sessions, TriggerRate};
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{ConnectInfo, State};
@@ -19,7 +20,7 @@ use std::fmt::Display;
 pub(super) async fn list(State(operator): State<Operator>) -> Answer<Vec<AppStatus>> {
     let apps = operator.controller.observe(|view| {
         let apps = view.sessions.apps();
-        apps.map(|(app, sessions)| app_status(app, sessions))
+        apps.filter_map(|(app, _)| app_status(view.sessions, &app.name))
             .collect()
     });
     Ok(Json(apps.await?))
@@ -33,10 +34,7 @@ pub(super) async fn show(
     let name: AppName = name.parse().map_err(|_| unknown())?;
     let app = operator
         .controller
-        .observe(move |view| {
-            let (app, sessions) = view.sessions.app_with_sessions(&name)?;
-            Some(app_status(app, sessions))
-        })
+        .observe(move |view| app_status(view.sessions, &name))
         .await?;
     app.map(Json).ok_or_else(unknown)
 }
@@ -50,20 +48,18 @@ pub(super) async fn add(
     let added = async {
         let name: AppName = name.parse().map_err(|error| bad_name(&error))?;
         let rules = changed(&Policy::default(), &policy).map_err(bad_policy)?;
-        let key = new_key().await?;
-        let added = AppAdded {
-            name: name.to_string(),
-            credential_id: key.id.to_string(),
-            api_key: key.text.to_string(),
-        };
-        let proof = key.proof;
-        let id = key.id;
+        let (NewKey { id, text, proof }, called) = (new_key().await?, name.to_string());
         let applied = operator.controller.apply(move |sessions, now| {
-            let credentials = vec![credential(now, id, proof, None)];
-            sessions.add_app(now, name, credentials, rules)
+            let key = credential(now, id, proof, None);
+            let status = credential_status(&key);
+            sessions.add_app(now, name, vec![key], rules)?;
+            Ok::<_, OperatorRefusal>(status)
         });
-        applied.await??;
-        Ok(Json(added))
+        Ok(Json(AppAdded {
+            name: called,
+            credential: applied.await??,
+            api_key: text.to_string(),
+        }))
     };
     let added = added.await;
     peer.audit_change("app add", &name, &policy, &added);
@@ -85,8 +81,7 @@ pub(super) async fn set_policy(
             let app = sessions.app(&parsed).ok_or_else(unknown)?;
             let policy = changed(&app.policy, &change).map_err(bad_policy)?;
             sessions.set_policy(&parsed, policy)?;
-            let (app, live) = sessions.app_with_sessions(&parsed).ok_or_else(unknown)?;
-            Ok::<_, Problem>(app_status(app, live))
+            app_status(sessions, &parsed).ok_or_else(unknown)
         });
         set.await?.map(Json)
     };
@@ -120,17 +115,21 @@ pub(super) async fn remove(
     removed
 }
 
-pub(super) fn app_status(app: &App, sessions: usize) -> AppStatus {
-    AppStatus {
+/// The application of this name; `None` if it is removed.
+pub(super) fn app_status(sessions: &Sessions, name: &AppName) -> Option<AppStatus> {
+    let (app, live) = sessions.app_with_sessions(name)?;
+    let granted = sessions.granted_rate(name);
+    Some(AppStatus {
         name: app.name.to_string(),
         created_at: rfc3339(app.created),
-        sessions,
+        sessions: live,
+        triggers_per_second_granted: granted.map(TriggerRate::as_per_second),
         policy: policy_status(&app.policy),
         credentials: app.credentials.iter().map(credential_status).collect(),
         quotas: quota_status(&app.quotas),
         monitor: app.monitor.as_ref().map(monitor_status),
         availability: availability_status(&app.availability),
-    }
+    })
 }
 
 fn bad_name(error: &impl Display) -> Problem {

@@ -1,16 +1,17 @@
 //! Terminals and sessions.
 
 use super::api::{
-    RotateSession, SessionRevoked, SessionRotating, SessionStatus, SetTunnel, TerminalChanged,
-    TerminalStatus, TunnelSet, TunnelStatus,
+    RotateSession, SessionRevoked, SessionRotating, SessionStatus, SetTunnel, SuspendTerminal,
+    TerminalChanged, TerminalStatus, TunnelSet, TunnelStatus,
 };
 use super::{Answer, Operator, Peer};
 use crate::config::Gtpu;
 use crate::controller::View;
 use crate::dataplane::Tunnel;
 use crate::problem::{Problem, Segment};
+use crate::random;
 use crate::sessions::records::{
-    OperativeState, RegistrationId, Session, SessionState, Terminal, UnixTime,
+    BadName, OperativeState, RegistrationId, Session, SessionState, Terminal, UnixTime,
 };
 use crate::sessions::{OperatorRefusal, Sessions, remaining};
 use axum::Json;
@@ -26,13 +27,12 @@ pub(super) async fn show_terminal(
     Segment(id): Segment,
 ) -> Answer<TerminalStatus> {
     let unknown = || Problem::from(OperatorRefusal::UnknownTerminal);
-    let id: RegistrationId = id.parse().map_err(|_| unknown())?;
     let terminal = operator
         .controller
         .observe(move |view| {
-            view.sessions
-                .terminal(id)
-                .map(|terminal| terminal_status(&view, terminal))
+            let id = view.sessions.terminal_called(&id)?;
+            let terminal = view.sessions.terminal(id)?;
+            Some(terminal_status(&view, terminal))
         })
         .await?;
     terminal.map(Json).ok_or_else(unknown)
@@ -69,13 +69,12 @@ async fn change_terminal(
     + Send
     + 'static,
 ) -> Answer<TerminalChanged> {
+    let called = id.to_owned();
     let changed = async {
-        let parsed: RegistrationId = id
-            .parse()
-            .map_err(|_| Problem::from(OperatorRefusal::UnknownTerminal))?;
-        let changed = operator
-            .controller
-            .apply(move |sessions, now| change(sessions, now, parsed));
+        let changed = operator.controller.apply(move |sessions, now| {
+            let id = sessions.terminal_called(&called);
+            change(sessions, now, id.ok_or(OperatorRefusal::UnknownTerminal)?)
+        });
         Ok(Json(changed.await??))
     };
     let changed = changed.await;
@@ -88,6 +87,7 @@ fn changed(id: RegistrationId, state: &str, sessions_ended: usize) -> TerminalCh
         id: id.to_string(),
         state: state.to_owned(),
         sessions_ended,
+        registered: true,
     }
 }
 
@@ -95,18 +95,47 @@ pub(super) async fn suspend(
     State(operator): State<Operator>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     Segment(id): Segment,
+    body: Result<Option<Json<SuspendTerminal>>, JsonRejection>,
 ) -> Answer<TerminalChanged> {
-    change_terminal(
-        &operator,
-        peer,
-        "terminal suspend",
-        &id,
-        |sessions, now, id| {
-            let ended = sessions.suspend(now, id)?;
-            Ok(changed(id, "suspended", ended))
-        },
+    let asked = body?.unwrap_or_default().0;
+    let called = id.clone();
+    let suspended = async {
+        let fresh = RegistrationId::from_u64(u64::from_ne_bytes(random::bytes()));
+        let suspended = operator.controller.apply(move |sessions, now| {
+            match sessions.terminal_called(&called) {
+                Some(id) => {
+                    let ended = sessions.suspend(now, id)?;
+                    let terminal = sessions.terminal(id);
+                    Ok(TerminalChanged {
+                        registered: terminal.is_some_and(|terminal| terminal.path.is_known()),
+                        ..changed(id, "suspended", ended)
+                    })
+                }
+                None if asked.unregistered => {
+                    let endpoint = called.parse().map_err(|error| bad_endpoint(&error))?;
+                    let id = sessions.suspend_unknown(now, endpoint, fresh)?;
+                    Ok(TerminalChanged {
+                        registered: false,
+                        ..changed(id, "suspended", 0)
+                    })
+                }
+                None => Err(Problem::from(OperatorRefusal::UnknownTerminal)),
+            }
+        });
+        suspended.await?.map(Json)
+    };
+    let suspended: Answer<TerminalChanged> = suspended.await;
+    peer.audit("terminal suspend", &id, &suspended);
+    suspended
+}
+
+fn bad_endpoint(error: &BadName) -> Problem {
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "bad-endpoint",
+        "No device can have this endpoint name",
+        error.to_string(),
     )
-    .await
 }
 
 pub(super) async fn resume(
@@ -296,12 +325,13 @@ pub(super) fn terminal_status(view: &View<'_>, terminal: &Terminal) -> TerminalS
         OperativeState::Second { cause, .. } => ("second_operative", Some(cause.label())),
         OperativeState::Suspended { .. } => ("second_operative", Some("suspended")),
     };
+    let is_known = terminal.path.is_known();
     TerminalStatus {
         id: terminal.id.to_string(),
         endpoint: terminal.endpoint.to_string(),
-        address: terminal.path.device,
+        address: is_known.then_some(terminal.path.device),
         realm: terminal.path.realm.as_ref().map(ToString::to_string),
-        gateway: terminal.path.gateway,
+        gateway: is_known.then_some(terminal.path.gateway),
         state: state.to_owned(),
         cause: cause.map(str::to_owned),
         expires_in_s: cause

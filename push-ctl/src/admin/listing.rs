@@ -437,7 +437,7 @@ fn is_at(terminal: &Terminal, realm: Option<&str>, prefix: Option<IpNet>) -> boo
         path.realm
             .as_ref()
             .is_some_and(|realm| realm.as_str() == name)
-    }) && prefix.is_none_or(|prefix| prefix.contains(&path.device))
+    }) && prefix.is_none_or(|prefix| path.is_known() && prefix.contains(&path.device))
 }
 
 /// An address, or a prefix.

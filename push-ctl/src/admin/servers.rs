@@ -202,15 +202,21 @@ fn keys_before(
     only: Option<CredentialId>,
 ) -> Result<Vec<CredentialId>, Problem> {
     let app = sessions.app(name).ok_or_else(unknown_app)?;
-    let keys = app
-        .credentials
-        .iter()
-        .filter(|credential| match credential.proof {
-            Proof::ApiKey(_) | Proof::ApiKeySha256(_) => {
-                credential.is_valid(now) && only.is_none_or(|only| credential.id == only)
-            }
-            Proof::Certificate(_) => false,
-        });
+    let is_key = |credential: &Credential| match credential.proof {
+        Proof::ApiKey(_) | Proof::ApiKeySha256(_) => true,
+        Proof::Certificate(_) => false,
+    };
+    let mut credentials = app.credentials.iter();
+    if let Some(other) =
+        credentials.find(|credential| only == Some(credential.id) && !is_key(credential))
+    {
+        return Err(not_a_key(other.id));
+    }
+    let keys = app.credentials.iter().filter(|credential| {
+        is_key(credential)
+            && credential.is_valid(now)
+            && only.is_none_or(|only| credential.id == only)
+    });
     let keys: Vec<_> = keys.map(|key| key.id).collect();
     if only.is_some() && keys.is_empty() {
         return Err(OperatorRefusal::UnknownCredential.into());
@@ -257,6 +263,10 @@ async fn set_quotas(
             let what = "validations_per_minute: 0 would keep everybody out; remove the application's credentials for that";
             return Err(bad_quota(what));
         }
+        if change.triggers_per_second == Some(Some(0)) {
+            let what = "triggers_per_second: 0 would have no session authorised; remove the application's credentials for that";
+            return Err(bad_quota(what));
+        }
         let set = operator.controller.apply(move |sessions, _now| {
             let before = &sessions.app(&name).ok_or_else(unknown_app)?.quotas;
             let quotas = Quotas {
@@ -267,6 +277,9 @@ async fn set_quotas(
                 validations_per_minute: change
                     .validations_per_minute
                     .unwrap_or(before.validations_per_minute),
+                triggers_per_second: change
+                    .triggers_per_second
+                    .unwrap_or(before.triggers_per_second),
             };
             sessions.set_quotas(&name, quotas)?;
             status_of(sessions, &name)
@@ -359,8 +372,7 @@ fn monitor(asked: &MonitorStatus) -> Result<Monitor, String> {
 }
 
 fn status_of(sessions: &Sessions, name: &AppName) -> Result<AppStatus, Problem> {
-    let (app, live) = sessions.app_with_sessions(name).ok_or_else(unknown_app)?;
-    Ok(app_status(app, live))
+    app_status(sessions, name).ok_or_else(unknown_app)
 }
 
 pub(super) fn credential_status(credential: &Credential) -> CredentialStatus {
@@ -381,6 +393,7 @@ pub(super) fn quota_status(quotas: &Quotas) -> QuotaStatus {
         sessions: quotas.sessions,
         sessions_per_terminal: quotas.sessions_per_terminal,
         validations_per_minute: quotas.validations_per_minute,
+        triggers_per_second: quotas.triggers_per_second,
     }
 }
 
@@ -427,6 +440,15 @@ fn bad_credential(what: String) -> Problem {
         "bad-credential",
         "The credential can't be used",
         what,
+    )
+}
+
+fn not_a_key(id: CredentialId) -> Problem {
+    Problem::new(
+        StatusCode::CONFLICT,
+        "not-a-key",
+        "Only keys are made anew",
+        format!("{id} is a certificate: the gateway can't make another one of it"),
     )
 }
 

@@ -166,7 +166,8 @@ async fn applications_come_and_go() {
             "name",
             "policy",
             "quotas",
-            "sessions"
+            "sessions",
+            "triggers_per_second_granted"
         ]
     );
     assert_eq!(apps[0], admin.get("/v1/apps/chat").await);

@@ -14,7 +14,8 @@ pub(super) async fn upgrade(
 ) -> Answer<Upgrading> {
     let config = operator.daemon.in_force.config().path.clone();
     let upgrade = &operator.daemon.upgrade;
-    let looked_at = upgrade.look_at(&config).await.map_err(Problem::from);
+    let slots = operator.daemon.config.sessions.slots;
+    let looked_at = upgrade.look_at(&config, slots).await.map_err(Problem::from);
     peer.audit("upgrade", "daemon", &looked_at);
     let to = looked_at?;
     upgrade.begin();

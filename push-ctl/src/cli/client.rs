@@ -304,7 +304,13 @@ fn hint(problem: &Problem) -> Option<String> {
         "unknown-realm" => "`push-ctl realm list` shows which there are",
         "unknown-nic" => "`ip -br link` lists those of the daemon's network namespace",
         "nic-attached" | "nic-not-attached" => "`push-ctl nic list` shows which are attached",
-        "unknown-terminal" => "`push-ctl terminal list` shows which there are",
+        "unknown-terminal" => {
+            "`push-ctl terminal list` shows which there are; `push-ctl terminal suspend ENDPOINT --unregistered` bars one that isn't there"
+        }
+        "upgrade-refused" => "nothing has changed: the daemon goes on as what it is",
+        "not-a-key" => {
+            "`push-ctl app key add NAME --certificate FILE` adds the next one, `push-ctl app key remove NAME ID` removes this one when its servers have that"
+        }
         _ => return None,
     };
     Some(hint.to_owned())

@@ -7,7 +7,7 @@ mod server;
 
 use super::people::{amount, lifetime, milliseconds, plural, without_error_numbers};
 use super::{Failure, Output, client, print};
-use crate::admin::api::{AppStatus, SessionStatus, Stats};
+use crate::admin::api::{AppStatus, SessionStatus, Stats, TerminalChanged};
 use crate::emulate::device::{AppInstance, Wishes};
 use crate::emulate::news::News;
 use crate::emulate::radio;
@@ -17,6 +17,7 @@ use namespace::within;
 use phone::{Missing, Phone};
 use push_common::token::Token;
 use push_common::wire::{Flags, SessionId, TRIGGER_HEADER_LEN, TriggerHeader};
+use reqwest::Method;
 use serde::Serialize;
 use serde_json::json;
 use server::{NotValidated, Trust, Validated};
@@ -172,7 +173,7 @@ pub(super) fn probe(options: &Probe, socket: &Path, as_json: bool) -> Result<Out
         Failure::with_hint(error.to_string(), hint)
     })?;
     let steps = Steps { as_json };
-    let (phone, address) = switch_on(options)?;
+    let (phone, address, endpoint) = switch_on(options)?;
     let outcome = walk(options, socket, (&key, trust), &phone, address, &steps);
     if let Err(broken) = &outcome {
         steps.tell(broken.step, Mark::Failed, None, &broken.error);
@@ -181,6 +182,9 @@ pub(super) fn probe(options: &Probe, socket: &Path, as_json: bool) -> Result<Out
         Ok(took) => steps.ok("deregistered", took, ""),
         Err(_) => steps.tell("deregistered", Mark::Unknown, None, "no answer"),
     }
+    // It would be in the list of terminals for a while. Without a daemon to ask, that is where it stays.
+    let path = format!("/v1/terminals/{endpoint}");
+    let _stays = client::act::<TerminalChanged>(socket, Method::DELETE, &path);
     match outcome {
         Ok(journey) => {
             let there = spread(journey.there);
@@ -222,8 +226,8 @@ fn in_milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// The device, which begins to register, and where it is.
-fn switch_on(options: &Probe) -> Result<(Phone, SocketAddr), Failure> {
+/// The device, which begins to register, where it is, and what it calls itself.
+fn switch_on(options: &Probe) -> Result<(Phone, SocketAddr, String), Failure> {
     let netns = options.device_netns.as_deref();
     let socket = within(netns, || {
         let address = match options.device_address {
@@ -253,8 +257,8 @@ fn switch_on(options: &Probe) -> Result<(Phone, SocketAddr), Failure> {
         port: address.port(),
     };
     let endpoint = format!("probe-{}", hex::encode(suffix));
-    let phone = Phone::begin(socket, options.internal, endpoint, wishes);
-    Ok((phone, address))
+    let phone = Phone::begin(socket, options.internal, endpoint.clone(), wishes);
+    Ok((phone, address, endpoint))
 }
 
 fn walk(

@@ -116,6 +116,7 @@ impl Changes {
             default_lifetime,
             max_lifetime,
             per_terminal,
+            triggers_per_second_per_terminal,
             rotation_overlap,
         } = before;
         self.restart("sessions.slots", slots, &after.slots, u32::to_string);
@@ -137,6 +138,12 @@ impl Changes {
         }
         let key = "sessions.per_terminal";
         self.limits |= self.live(key, per_terminal, &after.per_terminal, u32::to_string);
+        self.limits |= self.live(
+            "sessions.triggers_per_second_per_terminal",
+            triggers_per_second_per_terminal,
+            &after.triggers_per_second_per_terminal,
+            |limit| limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string()),
+        );
     }
 
     fn triggers(&mut self, before: &Triggers, after: &Triggers) {
@@ -394,6 +401,12 @@ mod tests {
                 "per_terminal = 64",
                 "per_terminal = 8",
                 "sessions.per_terminal",
+                false,
+            ),
+            (
+                "# triggers_per_second_per_terminal = 100",
+                "triggers_per_second_per_terminal = 50",
+                "sessions.triggers_per_second_per_terminal",
                 false,
             ),
             (

@@ -93,6 +93,8 @@ pub trait Kernel: Send + 'static {
     ///
     /// Another one is being watched, or the kernel refuses.
     fn capture(&self, id: SessionId, time: Duration) -> anyhow::Result<Captures>;
+    /// How long its clock, by which sessions end, has stood still since the machine was booted.
+    fn suspended(&self) -> Duration;
     /// What the operator should mend, one sentence each.
     fn warnings(&self) -> Vec<String>;
 }
@@ -188,6 +190,10 @@ impl Kernel for Dataplane {
 
     fn capture(&self, id: SessionId, time: Duration) -> anyhow::Result<Captures> {
         Self::capture(self, id, time)
+    }
+
+    fn suspended(&self) -> Duration {
+        super::clock::suspended()
     }
 
     fn warnings(&self) -> Vec<String> {

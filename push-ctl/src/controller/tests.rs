@@ -22,6 +22,7 @@ pub(crate) const LIMITS: Limits = Limits {
     default_lifetime: Duration::from_secs(3600),
     max_lifetime: Duration::from_secs(86_400),
     sessions_per_terminal: 16,
+    triggers_per_second_per_terminal: None,
     rotation_overlap: Duration::from_secs(30),
 };
 
@@ -44,6 +45,8 @@ pub(crate) struct State {
     pub(crate) image: Image,
     pub(crate) commits: usize,
     pub(crate) disk_full: bool,
+    /// How long the machine has been asleep.
+    pub(crate) suspended: Duration,
     /// What devices are to be told.
     pub(crate) notices: Option<mpsc::Receiver<Notice>>,
     /// Of all sessions.
@@ -76,7 +79,17 @@ impl World {
 
     pub(crate) fn start_with(&self, places: Places) -> (Controller, Ended) {
         let sessions = Sessions::restore(LIMITS, self.load().unwrap()).unwrap();
-        start(sessions, self.clone(), self.clone(), places, self.outlets()).unwrap()
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Clock::resume(folder.path());
+        start(
+            sessions,
+            self.clone(),
+            self.clone(),
+            places,
+            self.outlets(),
+            clock,
+        )
+        .unwrap()
     }
 }
 
@@ -278,6 +291,10 @@ impl Kernel for World {
         ]
     }
 
+    fn suspended(&self) -> Duration {
+        self.state().suspended
+    }
+
     fn warnings(&self) -> Vec<String> {
         vec!["forwarding is off".to_owned()]
     }
@@ -449,6 +466,39 @@ async fn an_app_is_told_in_time_that_sequence_numbers_run_out() {
     // Once is enough.
     let again = tokio::time::timeout(ROUND * 5 / 2, notices.recv()).await;
     assert!(again.is_err(), "{again:?}");
+}
+
+async fn wait_until(condition: impl Fn() -> bool) {
+    let true_in_time = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let limit = Duration::from_secs(20);
+    tokio::time::timeout(limit, true_in_time)
+        .await
+        .expect("in time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_when_it_would_have_if_the_machine_was_suspended_meanwhile() {
+    let world = World::default();
+    let (controller, _ended) = world.start();
+    let session = authorised(&controller, 1).await;
+    let expires_in = || {
+        world
+            .state()
+            .kernel
+            .get(&session)
+            .map(|image| image.expires_in)
+    };
+    let before = expires_in().unwrap();
+    let minutes = Duration::from_mins(40);
+    world.state().suspended += minutes;
+    wait_until(|| expires_in().is_some_and(|left| left <= before - minutes)).await;
+    assert!(expires_in().unwrap() > before - minutes - Duration::from_mins(1));
+    world.state().suspended += minutes;
+    wait_until(|| expires_in().is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

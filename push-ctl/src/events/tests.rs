@@ -23,7 +23,7 @@ fn the_form_of_an_event_is_stable() {
                 terminal,
                 cause: EndCause::Revoked,
             }),
-            json!({ "at": at, "kind": "session_ended", "session": "deadbeef00000001", "app": "mail", "terminal": "00000000000000ab", "cause": "revoked", "by": "gateway", "outcome": "done" }),
+            json!({ "at": at, "kind": "session_ended", "session": "deadbeef00000001", "app": "mail", "terminal": "00000000000000ab", "cause": "revoked", "by": "operator", "outcome": "done" }),
         ),
         (
             What::Lifecycle(News::AppFailed {

@@ -63,7 +63,7 @@ pub(super) struct Validated {
         (status = 410, description = "session-ended", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "body-too-large", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "not-json", body = Problem, content_type = "application/problem+json"),
-        (status = 429, description = "quota-exceeded, too-many-guesses", body = Problem, content_type = "application/problem+json",
+        (status = 429, description = "quota-exceeded, trigger-rate-exceeded, too-many-guesses", body = Problem, content_type = "application/problem+json",
             headers(("retry-after" = u64, description = "Seconds until it makes sense to ask again"))),
         (status = 503, description = "stopping", body = Problem, content_type = "application/problem+json"),
     ),
@@ -160,6 +160,10 @@ fn problem(refusal: ValidationRefusal) -> Problem {
         }
         ValidationRefusal::QuotaExceeded { retry_after } => {
             return Problem::quota_exceeded(refusal.to_string(), retry_after);
+        }
+        ValidationRefusal::RateExceeded { retry_after, .. }
+        | ValidationRefusal::RateNotLimited { retry_after, .. } => {
+            return Problem::trigger_rate_exceeded(refusal.to_string(), retry_after);
         }
         ValidationRefusal::TooManyGuesses { retry_after } => {
             return Problem::too_many_guesses(refusal.to_string(), retry_after);

@@ -1,5 +1,6 @@
 //! What is asked for, and the answers: what was granted, and why not.
 
+use super::RateShare;
 use super::records::{AppName, EndCause, InstanceName, Left, RegistrationId};
 use push_common::maps::{MAX_POLICIES, MAX_SOURCE_PREFIXES};
 use push_common::wire::SessionId;
@@ -74,6 +75,23 @@ pub enum ValidationRefusal {
         /// When to ask again.
         retry_after: Duration,
     },
+    /// With the rate of this session, the sessions that are authorised would have more triggers per second than
+    /// they may have together.
+    #[error("{} may not be granted more triggers per second ({})", of.whose(), of.label().replace('_', " "))]
+    RateExceeded {
+        /// Whose sessions.
+        of: RateShare,
+        /// When to ask again.
+        retry_after: Duration,
+    },
+    /// There is a limit of what sessions may have together, but none of what this one may.
+    #[error("{} may be granted only so many triggers per second ({}), and the rate of a session of this application isn't limited: the operator of the gateway has to set one", of.whose(), of.label().replace('_', " "))]
+    RateNotLimited {
+        /// Whose sessions.
+        of: RateShare,
+        /// When to ask again.
+        retry_after: Duration,
+    },
     /// Too many wrong tokens, or identifiers of no session, were tried.
     #[error("too many wrong tokens or sessions were tried")]
     TooManyGuesses {
@@ -92,6 +110,8 @@ impl ValidationRefusal {
             Self::TokenMismatch => "token_mismatch",
             Self::SessionEnded(_) => "session_ended",
             Self::QuotaExceeded { .. } => "quota_exceeded",
+            Self::RateExceeded { of, .. } => of.label(),
+            Self::RateNotLimited { .. } => "rate_not_limited",
             Self::TooManyGuesses { .. } => "too_many_guesses",
         }
     }
@@ -124,8 +144,14 @@ pub enum OperatorRefusal {
     #[error("this application has no such key or certificate")]
     UnknownCredential,
     /// No terminal has this registration id.
-    #[error("no terminal has this registration id")]
+    #[error("no terminal has this registration id or endpoint name")]
     UnknownTerminal,
+    /// A terminal has this endpoint name.
+    #[error("a terminal has this endpoint name")]
+    EndpointKnown,
+    /// As many terminals are known as there may be.
+    #[error("as many terminals are known as sessions.slots in the configuration permits")]
+    TerminalsFull,
     /// The terminal isn't in the first operative state.
     #[error("the terminal is in the second operative state ({})", .0.replace('_', " "))]
     NotProvisioned(&'static str),

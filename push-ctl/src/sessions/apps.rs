@@ -80,6 +80,11 @@ impl Sessions {
             .filter(|terminal| !remaining(terminal, now).is_zero())
             .ok_or(ValidationRefusal::SessionEnded(EndCause::Expired))?;
         let (device, expires_in) = (terminal.path.device, remaining(terminal, now));
+        if let SessionState::Requested(issued) = &session.state
+            && issued.hash == *token
+        {
+            self.has_room_for_rate(id)?;
+        }
         let Some(token_generation) = self.prove(now, id, token) else {
             self.attempts.wrong(now, app, of);
             return Err(ValidationRefusal::TokenMismatch);
@@ -104,6 +109,9 @@ impl Sessions {
                 let app = session.app.clone();
                 self.counts.requested -= 1;
                 self.counts.authorised += 1;
+                if let Some(entry) = self.apps.get_mut(&app) {
+                    entry.authorised += 1;
+                }
                 self.changes.slots.insert(id.slot());
                 self.changes.kernel.insert(id);
                 self.changes.news.push(News::SessionAuthorised { id, app });
@@ -258,6 +266,7 @@ impl Sessions {
             AppEntry {
                 record,
                 sessions: BTreeSet::new(),
+                authorised: 0,
             },
         );
         self.changes.apps.insert(name);

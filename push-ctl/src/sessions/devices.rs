@@ -41,17 +41,17 @@ impl Sessions {
             {
                 Ok(true) => return Ok(self.prolong(now, id, path, port, lifetime)),
                 Ok(false) => return Err(DeviceRefusal::EndpointTaken),
-                Err(DeviceRefusal::Suspended) => return Err(DeviceRefusal::Suspended),
+                Err(DeviceRefusal::Suspended) => {
+                    self.comes_although_suspended(id, path, port);
+                    return Err(DeviceRefusal::Suspended);
+                }
                 Err(_) => self.forget(now, id),
             }
         }
         if self.terminals.len() >= self.limits.slots as usize {
             return Err(DeviceRefusal::TerminalsFull);
         }
-        let mut id = fresh;
-        while self.terminals.contains_key(&id) {
-            id = RegistrationId::from_u64(id.to_u64().wrapping_add(1));
-        }
+        let id = self.unused(fresh);
         self.claim(now, id, &path);
         let expires = now.saturating_add(lifetime);
         self.enter_terminal(Terminal {
@@ -67,6 +67,31 @@ impl Sessions {
             .news
             .push(News::TerminalRegistered { id, endpoint });
         Ok(Registration { id, lifetime })
+    }
+
+    /// What names a registration, from a random number.
+    pub(super) fn unused(&self, fresh: RegistrationId) -> RegistrationId {
+        let mut id = fresh;
+        while self.terminals.contains_key(&id) {
+            id = RegistrationId::from_u64(id.to_u64().wrapping_add(1));
+        }
+        id
+    }
+
+    /// Where a device is that was suspended before it was heard of: the operator sees it, and it can be told when
+    /// that is over.
+    fn comes_although_suspended(&mut self, id: RegistrationId, path: Path, port: u16) {
+        let Some(entry) = self.terminals.get_mut(&id) else {
+            return;
+        };
+        if !entry.record.path.is_known() {
+            let realm = path.realm.clone();
+            entry.record.path = path;
+            entry.record.port = port;
+            self.changes.terminals.insert(id);
+            self.depopulate(None, 1, 0);
+            self.populate(realm, 1, 0);
+        }
     }
 
     /// A device refreshes its registration, or moves it to another address, which its sessions follow.

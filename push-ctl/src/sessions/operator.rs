@@ -1,6 +1,9 @@
 //! What the operator does to terminals and sessions.
 
-use super::records::{EndCause, Left, OperativeState, RegistrationId, SessionState, UnixTime};
+use super::records::{
+    EndCause, EndpointName, Left, OperativeState, Path, RegistrationId, SessionState, Terminal,
+    UnixTime,
+};
 use super::{Due, News, NoticeKind, OperatorRefusal, Sessions, TerminalEntry, remaining};
 use crate::dataplane::Tunnel;
 use push_common::wire::SessionId;
@@ -53,13 +56,19 @@ impl Sessions {
         Ok(())
     }
 
-    /// The operator bars a terminal: its sessions end, and it may not have others.
+    /// The operator bars a terminal, which may have left: its sessions end, and it may not have others.
     ///
     /// # Errors
     ///
-    /// [`OperatorRefusal::UnknownTerminal`], [`OperatorRefusal::NotProvisioned`].
+    /// [`OperatorRefusal::UnknownTerminal`], [`OperatorRefusal::NotProvisioned`] if it is suspended.
     pub fn suspend(&mut self, now: UnixTime, id: RegistrationId) -> Result<usize, OperatorRefusal> {
-        let entry = self.first_operative(now, id)?;
+        let entry = self
+            .terminals
+            .get(&id)
+            .ok_or(OperatorRefusal::UnknownTerminal)?;
+        if let OperativeState::Suspended { .. } = entry.record.state {
+            return Err(OperatorRefusal::NotProvisioned("suspended"));
+        }
         let expires = now.saturating_add(remaining(&entry.record, now));
         let sessions = entry.sessions.len();
         let state = OperativeState::Suspended {
@@ -71,6 +80,42 @@ impl Sessions {
             self.changes.news.push(news);
         }
         Ok(sessions)
+    }
+
+    /// The operator bars a device that isn't known, and may be off: it may not register. `fresh` is random, and names
+    /// the registration that it doesn't have.
+    ///
+    /// # Errors
+    ///
+    /// [`OperatorRefusal::EndpointKnown`], [`OperatorRefusal::TerminalsFull`].
+    pub fn suspend_unknown(
+        &mut self,
+        now: UnixTime,
+        endpoint: EndpointName,
+        fresh: RegistrationId,
+    ) -> Result<RegistrationId, OperatorRefusal> {
+        if self.endpoints.contains_key(&endpoint) {
+            return Err(OperatorRefusal::EndpointKnown);
+        }
+        if self.terminals.len() >= self.limits.slots as usize {
+            return Err(OperatorRefusal::TerminalsFull);
+        }
+        let id = self.unused(fresh);
+        self.enter_terminal(Terminal {
+            id,
+            endpoint: endpoint.clone(),
+            path: Path::unknown(),
+            port: 0,
+            lifetime: self.limits.default_lifetime,
+            state: OperativeState::Suspended {
+                since: now,
+                expires: now,
+            },
+        });
+        self.changes.terminals.insert(id);
+        let news = News::TerminalSuspended { id, endpoint };
+        self.changes.news.push(news);
+        Ok(id)
     }
 
     /// The operator takes a suspension back. The terminal is in the first operative state again, and is told so,
@@ -112,7 +157,9 @@ impl Sessions {
             );
         } else {
             self.forget(now, id);
-            self.notify_terminal(&record, NoticeKind::Refresh { registration: id });
+            if record.path.is_known() {
+                self.notify_terminal(&record, NoticeKind::Refresh { registration: id });
+            }
         }
         Ok(is_first)
     }

@@ -46,6 +46,15 @@ impl Sessions {
         self.terminals.get(&id).map(|entry| &entry.record)
     }
 
+    /// The terminal of this registration id, or else the one that calls itself like this.
+    #[must_use]
+    pub fn terminal_called(&self, name: &str) -> Option<RegistrationId> {
+        let by_id = name.parse().ok();
+        by_id
+            .filter(|id| self.terminals.contains_key(id))
+            .or_else(|| self.endpoints.get(&name.parse().ok()?).copied())
+    }
+
     /// How many sessions of a registration aren't over.
     #[must_use]
     pub fn sessions_of_terminal(&self, id: RegistrationId) -> usize {

@@ -13,7 +13,7 @@ use push_common::tag::TagKey;
 use push_common::token::{Token, TokenHash};
 use push_common::wire::SessionId;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -178,6 +178,22 @@ pub struct Path {
 }
 
 impl Path {
+    /// That of a device which hasn't been heard of yet.
+    #[must_use]
+    pub const fn unknown() -> Self {
+        Self {
+            realm: None,
+            device: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            gateway: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        }
+    }
+
+    /// Whether the device has been heard of.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        *self != Self::unknown()
+    }
+
     /// Whether both are from the same device address: in different realms, equal addresses aren't the same.
     #[must_use]
     pub fn is_from_same_address(&self, other: &Self) -> bool {
@@ -192,7 +208,7 @@ pub struct Terminal {
     pub id: RegistrationId,
     /// What the device calls itself.
     pub endpoint: EndpointName,
-    /// How the device is reached.
+    /// How the device is reached; [`Path::unknown`] if it was suspended before it has ever registered.
     pub path: Path,
     /// UDP port of its push client, to which requests of the gateway go.
     pub port: u16,

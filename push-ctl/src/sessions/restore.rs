@@ -90,6 +90,7 @@ impl Sessions {
                 AppEntry {
                     record,
                     sessions: BTreeSet::new(),
+                    authorised: 0,
                 },
             );
         }
@@ -141,9 +142,9 @@ impl Sessions {
         let Some(session) = self.slots.get(id) else {
             return Ok(());
         };
-        let (count, at) = match &session.state {
-            SessionState::Requested(_) => (&mut self.counts.requested, None),
-            SessionState::Authorised(tokens) => (&mut self.counts.authorised, tokens.deadline()),
+        let (count, authorised, at) = match &session.state {
+            SessionState::Requested(_) => (&mut self.counts.requested, 0, None),
+            SessionState::Authorised(tokens) => (&mut self.counts.authorised, 1, tokens.deadline()),
             SessionState::Ended { .. } => return Ok(()),
         };
         let terminal = self.terminals.get_mut(&session.terminal);
@@ -157,6 +158,7 @@ impl Sessions {
         *count += 1;
         self.deadlines.extend(at.map(|at| (at, Due::Session(id))));
         app.sessions.insert(id);
+        app.authorised += authorised;
         let key = (session.app.clone(), session.instance.clone());
         terminal.sessions.insert(key, id);
         let realm = terminal.record.path.realm.clone();

@@ -1,6 +1,7 @@
 mod lifecycle;
 mod operator;
 mod random_steps;
+mod rates;
 mod transfer;
 
 use super::*;
@@ -15,6 +16,7 @@ const LIMITS: Limits = Limits {
     default_lifetime: Duration::from_secs(100),
     max_lifetime: Duration::from_secs(1000),
     sessions_per_terminal: 9,
+    triggers_per_second_per_terminal: None,
     rotation_overlap: Duration::from_secs(30),
 };
 

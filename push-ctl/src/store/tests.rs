@@ -1,4 +1,5 @@
 pub(crate) mod hostile;
+mod torn;
 
 use super::*;
 use crate::credentials::ApiKey;
@@ -148,6 +149,7 @@ fn everything() -> Image {
                     sessions: Some(1),
                     sessions_per_terminal: Some(u32::MAX),
                     validations_per_minute: Some(0),
+                    triggers_per_second: Some(7),
                 },
                 monitor: Some(Monitor {
                     url: Some("https://chat.example/status".to_owned()),

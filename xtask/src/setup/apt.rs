@@ -36,6 +36,7 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
         "g++",
         "the engine that makes up what hostile peers send",
     ),
+    ("faketime", "faketime", "a wall clock that somebody has set"),
     ("curl", "curl", "the application server"),
     (
         "openssl",

@@ -80,6 +80,8 @@ pub struct QuotaStatus {
     pub sessions_per_terminal: Option<u32>,
     /// Validations in a minute, also those that are refused.
     pub validations_per_minute: Option<u32>,
+    /// Triggers per second that its authorised sessions may be granted together.
+    pub triggers_per_second: Option<u32>,
 }
 
 /// `PATCH /v1/apps/{name}/quotas`: what isn't there stays, `null` takes a quota back (RFC 7396).
@@ -95,6 +97,9 @@ pub struct QuotaChange {
     /// See [`QuotaStatus::validations_per_minute`].
     #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub validations_per_minute: Option<Option<u32>>,
+    /// See [`QuotaStatus::triggers_per_second`].
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub triggers_per_second: Option<Option<u32>>,
 }
 
 /// How an application's servers are looked after; `PUT /v1/apps/{name}/monitor`, which takes the place of

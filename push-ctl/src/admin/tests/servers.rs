@@ -6,7 +6,7 @@ async fn with_chat() -> (Admin, String) {
     let admin = admin().await;
     let body = json!({ "name": "chat" });
     let (_, added) = admin.ask(Method::POST, "/v1/apps", Some(body)).await;
-    let id = added["credential_id"].as_str().unwrap().to_owned();
+    let id = added["credential"]["id"].as_str().unwrap().to_owned();
     (admin, id)
 }
 
@@ -82,6 +82,11 @@ async fn a_certificate_is_one_applications_and_has_to_be_good() {
     let credential = &added["credential"];
     assert_eq!(credential["kind"], "certificate");
     assert_eq!(credential["expires_at"], "2999-01-02T00:00:00Z");
+    let rotate = "/v1/apps/chat/credentials/rotate";
+    let body = json!({ "overlap_s": 0, "only": credential["id"] });
+    let (status, problem) = admin.ask(Method::POST, rotate, Some(body)).await;
+    assert_eq!(status, 409);
+    assert_eq!(problem["type"], "urn:push:problem:not-a-key");
     for (app, body, status, why) in [
         ("mail", good, 409, "an application's already"),
         ("nonesuch", json!({}), 404, "no application"),
@@ -110,16 +115,27 @@ async fn quotas_change_one_by_one() {
     let path = "/v1/apps/chat/quotas";
     let set = |change| admin.ask(Method::PATCH, path, Some(change));
     let (_, app) = set(json!({ "sessions": 10, "validations_per_minute": 60 })).await;
-    let expected =
-        json!({ "sessions": 10, "sessions_per_terminal": null, "validations_per_minute": 60 });
+    let expected = json!({
+        "sessions": 10,
+        "sessions_per_terminal": null,
+        "validations_per_minute": 60,
+        "triggers_per_second": null,
+    });
     assert_eq!(app["quotas"], expected);
-    let (_, app) = set(json!({ "sessions": null, "sessions_per_terminal": 0 })).await;
-    let expected =
-        json!({ "sessions": null, "sessions_per_terminal": 0, "validations_per_minute": 60 });
+    let (_, app) =
+        set(json!({ "sessions": null, "sessions_per_terminal": 0, "triggers_per_second": 9 }))
+            .await;
+    let expected = json!({
+        "sessions": null,
+        "sessions_per_terminal": 0,
+        "validations_per_minute": 60,
+        "triggers_per_second": 9,
+    });
     assert_eq!(app["quotas"], expected);
     assert_eq!(admin.get("/v1/apps/chat").await, app);
     for wrong in [
         json!({ "validations_per_minute": 0 }),
+        json!({ "triggers_per_second": 0 }),
         json!({ "sessions": -1 }),
         json!({ "colour": 1 }),
     ] {

@@ -88,6 +88,13 @@ pub(super) fn facts(app: &AppStatus) -> String {
         "rate per session",
         rate.unwrap_or_else(|| "not limited".to_owned()),
     );
+    facts.fact(
+        "granted in all",
+        app.triggers_per_second_granted.map_or_else(
+            || "not limited".to_owned(),
+            |granted| format!("{granted} triggers/s"),
+        ),
+    );
     let sources = if sources.is_empty() {
         "any".to_owned()
     } else {
@@ -184,6 +191,7 @@ mod tests {
             name: "mail".to_owned(),
             created_at: "2026-01-01T00:00:00Z".to_owned(),
             sessions: 2,
+            triggers_per_second_granted: Some(20.0),
             policy,
             credentials: Vec::new(),
             quotas: QuotaStatus::default(),
@@ -197,6 +205,7 @@ mod tests {
         let text = facts(&app);
         for words in [
             "10/s, 3 triggers at once",
+            "20 triggers/s",
             "192.0.2.0/24",
             "none",
             "46",

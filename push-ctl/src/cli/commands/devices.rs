@@ -1,10 +1,10 @@
 //! Terminals and sessions.
 
-use super::none;
 use super::transfer::{Export, Import};
+use super::{none, segment};
 use crate::admin::api::{
     Listing, RotateSession, SessionRevoked, SessionRotating, SessionStatus, SetTunnel,
-    TerminalChanged, TerminalStatus, TunnelSet, TunnelStatus,
+    SuspendTerminal, TerminalChanged, TerminalStatus, TunnelSet, TunnelStatus,
 };
 use crate::admin::listing::{
     SessionOrder, SessionQuery, SessionStateFilter, TerminalOrder, TerminalQuery,
@@ -13,7 +13,6 @@ use crate::admin::listing::{
 use crate::cli::client::{Question, ask, ask_for_list};
 use crate::cli::people::{Table, ago, amount, lifetime, milliseconds, plural};
 use crate::cli::{Failure, Output};
-use crate::sessions::records::RegistrationId;
 use clap::{Args, Subcommand};
 use push_common::wire::SessionId;
 use reqwest::Method;
@@ -28,30 +27,37 @@ pub(in crate::cli) enum Terminal {
     /// List terminals
     List(TerminalList),
     /// Show one terminal
-    Show {
-        /// Registration id of the terminal, 16 hexadecimal digits
-        id: RegistrationId,
-    },
+    Show(Which),
     /// Bar a terminal: its sessions end, and it gets no others until it is resumed
     Suspend {
-        /// Registration id of the terminal, 16 hexadecimal digits
-        id: RegistrationId,
+        #[command(flatten)]
+        which: Which,
+        /// Also if no terminal is registered like that: a device of this endpoint name, at whatever address and in
+        /// whatever realm, is refused when it comes
+        #[arg(long)]
+        unregistered: bool,
     },
-    /// Take a suspension back; the device is told
-    Resume {
-        /// Registration id of the terminal, 16 hexadecimal digits
-        id: RegistrationId,
-    },
+    /// Take a suspension back; the device is told, if it is known where it is
+    Resume(Which),
     /// Forget a terminal: its sessions end; it may register again
-    Remove {
-        /// Registration id of the terminal, 16 hexadecimal digits
-        id: RegistrationId,
-    },
+    Remove(Which),
     /// Ask a device to refresh its registration
-    Refresh {
-        /// Registration id of the terminal, 16 hexadecimal digits
-        id: RegistrationId,
-    },
+    Refresh(Which),
+}
+
+/// Which terminal is meant.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Which {
+    /// Registration id of the terminal, 16 hexadecimal digits, or its endpoint name, which no two have
+    #[arg(value_name = "ID|ENDPOINT")]
+    terminal: String,
+}
+
+impl Which {
+    /// What the daemon has of it.
+    fn path(&self) -> String {
+        format!("/v1/terminals/{}", segment(&self.terminal))
+    }
 }
 
 /// Which terminals are listed.
@@ -174,17 +180,14 @@ impl Terminal {
         let post = Method::POST;
         match self {
             Self::List(list) => terminal_list(socket, list),
-            Self::Show { id } => ask(socket, terminal_show(id)),
-            Self::Suspend { id } => ask(
+            Self::Show(which) => ask(socket, terminal_show(&which)),
+            Self::Suspend {
+                which,
+                unregistered,
+            } => ask(socket, terminal_suspend(&which, unregistered)),
+            Self::Resume(which) => ask(
                 socket,
-                terminal_change(post, id, "/suspend", |changed| {
-                    let ended = plural(changed.sessions_ended, "session");
-                    format!("Terminal {} is suspended; {ended} ended.\n", changed.id)
-                }),
-            ),
-            Self::Resume { id } => ask(
-                socket,
-                terminal_change(post, id, "/resume", |changed| {
+                terminal_change(post, &which, "/resume", |changed| {
                     let now = match changed.state.as_str() {
                         "first_operative" => "may ask for sessions again",
                         _ => "has to register anew",
@@ -192,16 +195,16 @@ impl Terminal {
                     format!("Terminal {} {now}.\n", changed.id)
                 }),
             ),
-            Self::Remove { id } => ask(
+            Self::Remove(which) => ask(
                 socket,
-                terminal_change(Method::DELETE, id, "", |changed| {
+                terminal_change(Method::DELETE, &which, "", |changed| {
                     let ended = plural(changed.sessions_ended, "session");
                     format!("Terminal {} is removed; {ended} ended.\n", changed.id)
                 }),
             ),
-            Self::Refresh { id } => ask(
+            Self::Refresh(which) => ask(
                 socket,
-                terminal_change(post, id, "/refresh", |changed| {
+                terminal_change(post, &which, "/refresh", |changed| {
                     format!(
                         "Terminal {} is asked to refresh its registration.\n",
                         changed.id
@@ -280,7 +283,9 @@ fn terminal_list(socket: &Path, list: TerminalList) -> Result<Output, Failure> {
                 table.row([
                     terminal.id.clone(),
                     terminal.endpoint.clone(),
-                    terminal.address.to_string(),
+                    terminal
+                        .address
+                        .map_or_else(none, |address| address.to_string()),
                     terminal.realm.clone().unwrap_or_else(none),
                     state(&terminal.state, terminal.cause.as_ref()),
                     terminal.expires_in_s.map_or_else(none, lifetime),
@@ -362,25 +367,32 @@ fn session_list(socket: &Path, list: SessionList) -> Result<Output, Failure> {
     )
 }
 
-fn terminal_show(id: RegistrationId) -> Question<TerminalStatus> {
-    Question::get(
-        format!("/v1/terminals/{id}"),
-        |terminal: &TerminalStatus| {
-            let mut facts = Table::facts();
-            facts.fact("terminal", &terminal.id);
-            facts.fact("endpoint", &terminal.endpoint);
-            facts.fact("address", terminal.address);
-            facts.fact("realm", terminal.realm.clone().unwrap_or_else(none));
-            facts.fact("registered at", terminal.gateway);
-            facts.fact("state", state(&terminal.state, terminal.cause.as_ref()));
-            facts.fact(
-                "expires in",
-                terminal.expires_in_s.map_or_else(none, lifetime),
-            );
-            facts.fact("sessions", terminal.sessions);
-            facts.to_string()
-        },
-    )
+fn terminal_show(which: &Which) -> Question<TerminalStatus> {
+    Question::get(which.path(), |terminal: &TerminalStatus| {
+        let mut facts = Table::facts();
+        facts.fact("terminal", &terminal.id);
+        facts.fact("endpoint", &terminal.endpoint);
+        facts.fact(
+            "address",
+            terminal
+                .address
+                .map_or_else(none, |address| address.to_string()),
+        );
+        facts.fact("realm", terminal.realm.clone().unwrap_or_else(none));
+        facts.fact(
+            "registered at",
+            terminal
+                .gateway
+                .map_or_else(none, |gateway| gateway.to_string()),
+        );
+        facts.fact("state", state(&terminal.state, terminal.cause.as_ref()));
+        facts.fact(
+            "expires in",
+            terminal.expires_in_s.map_or_else(none, lifetime),
+        );
+        facts.fact("sessions", terminal.sessions);
+        facts.to_string()
+    })
 }
 
 fn session_show(id: SessionId) -> Question<SessionStatus> {
@@ -472,11 +484,33 @@ fn session_rotate(id: SessionId, within: Option<Duration>) -> Question<SessionRo
 
 fn terminal_change(
     method: Method,
-    id: RegistrationId,
+    which: &Which,
     what: &str,
     people: fn(&TerminalChanged) -> String,
 ) -> Question<TerminalChanged> {
-    Question::act(method, format!("/v1/terminals/{id}{what}"), None, people)
+    Question::act(method, format!("{}{what}", which.path()), None, people)
+}
+
+fn terminal_suspend(which: &Which, unregistered: bool) -> Question<TerminalChanged> {
+    let path = format!("{}/suspend", which.path());
+    let body = json!(SuspendTerminal { unregistered });
+    let name = which.terminal.clone();
+    Question::act(
+        Method::POST,
+        path,
+        Some(body),
+        move |changed: &TerminalChanged| {
+            if changed.registered {
+                let ended = plural(changed.sessions_ended, "session");
+                format!("Terminal {} is suspended; {ended} ended.\n", changed.id)
+            } else {
+                format!(
+                    "No terminal {name} is registered; one that comes is refused. Terminal {} stands for it until then.\n",
+                    changed.id
+                )
+            }
+        },
+    )
 }
 
 fn tunnel_set(id: SessionId, tunnel: SetTunnel) -> Question<TunnelSet> {

@@ -87,7 +87,7 @@ enum Off {
 
 /// Limit how much an application may have and ask for; `off` takes a limit back
 #[derive(Debug, clap::Args)]
-#[command(group(ArgGroup::new("quotas").args(["sessions", "sessions_per_terminal", "validations"]).required(true).multiple(true)))]
+#[command(group(ArgGroup::new("quotas").args(["sessions", "sessions_per_terminal", "validations", "triggers"]).required(true).multiple(true)))]
 pub(in crate::cli) struct Quota {
     /// Name of the application
     name: String,
@@ -100,6 +100,9 @@ pub(in crate::cli) struct Quota {
     /// How many validations its servers may ask for: 600/min
     #[arg(long, value_name = "N/min|off")]
     validations: Option<Setting<PerMinute>>,
+    /// How many triggers its authorised sessions may be granted together, each the rate of `app set --rate`: 1000/s
+    #[arg(long, value_name = "N/s|off")]
+    triggers: Option<Setting<PerSecond>>,
 }
 
 /// `100`
@@ -131,6 +134,19 @@ impl FromStr for PerMinute {
     fn from_str(text: &str) -> Result<Self, BadPerMinute> {
         let number = text.strip_suffix("/min").ok_or(BadPerMinute)?;
         number.parse().map(Self).map_err(|_| BadPerMinute)
+    }
+}
+
+/// `1000/s`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PerSecond(u32);
+
+impl FromStr for PerSecond {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let number = text.strip_suffix("/s").and_then(|text| text.parse().ok());
+        number.map(Self).ok_or("write for example 1000/s or off")
     }
 }
 
@@ -185,6 +201,10 @@ impl Quota {
                 .validations
                 .as_ref()
                 .map(|setting| setting.value().map(|&PerMinute(number)| number)),
+            triggers_per_second: self
+                .triggers
+                .as_ref()
+                .map(|setting| setting.value().map(|&PerSecond(number)| number)),
         };
         let path = format!("/v1/apps/{}/quotas", segment(&self.name));
         let question: Question<AppStatus> =
@@ -336,11 +356,13 @@ fn quotas(quotas: &QuotaStatus) -> String {
         sessions,
         sessions_per_terminal,
         validations_per_minute,
+        triggers_per_second,
     } = *quotas;
     let texts = [
         sessions.map(|number| plural(number, "session")),
         sessions_per_terminal.map(|number| format!("{} per terminal", plural(number, "session"))),
         validations_per_minute.map(|number| format!("{}/min", plural(number, "validation"))),
+        triggers_per_second.map(|number| format!("{}/s", plural(number, "trigger"))),
     ];
     let texts: Vec<_> = texts.into_iter().flatten().collect();
     if texts.is_empty() {
@@ -468,6 +490,7 @@ mod tests {
             "monitor mail --url https://app.example.com/ --interval 10s --unreachable-after 1m",
             "monitor mail --inactive-after 1h",
             "quota mail --sessions 10 --sessions-per-terminal off --validations 600/min",
+            "quota mail --triggers 1000/s",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -479,6 +502,7 @@ mod tests {
             ("monitor mail off --url https://a/", "cannot be used with"),
             ("quota mail", "--sessions <N|off>"),
             ("quota mail --validations 600", "600/min or off"),
+            ("quota mail --triggers 600/min", "1000/s or off"),
         ] {
             let error = parse(line).unwrap_err();
             assert!(error.contains(why), "{line}: {error}");
@@ -538,10 +562,11 @@ mod tests {
             sessions: Some(100),
             sessions_per_terminal: Some(1),
             validations_per_minute: Some(600),
+            triggers_per_second: Some(1000),
         };
         assert_eq!(
             quotas(&some),
-            "100 sessions, 1 session per terminal, 600 validations/min"
+            "100 sessions, 1 session per terminal, 600 validations/min, 1,000 triggers/s"
         );
         assert_eq!(quotas(&QuotaStatus::default()), "-");
     }

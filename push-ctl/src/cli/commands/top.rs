@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// How soon a key has an effect.
 const LOOK_AT_KEYS_EVERY: Duration = Duration::from_millis(100);
 
+/// How often the screen is drawn if nothing is new: it has a clock.
+const DRAW_EVERY: Duration = Duration::from_secs(1);
+
 /// How often it looks.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Top {
@@ -68,9 +71,13 @@ fn draw(
     screen: &mut Screen,
     answers: &Receiver<Answer>,
 ) -> io::Result<()> {
+    let mut drawn: Option<Instant> = None;
     loop {
         match answers.try_recv() {
-            Ok((at, answer)) => screen.take(at, answer),
+            Ok((at, answer)) => {
+                screen.take(at, answer);
+                drawn = None;
+            }
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => {
                 return Err(io::Error::other("nobody asks the daemon any more"));
@@ -79,10 +86,15 @@ fn draw(
         if !live::is_read() {
             return Err(io::Error::other("the terminal is gone"));
         }
-        terminal.draw(|frame| screen.draw(frame, Instant::now()))?;
+        if drawn.is_none_or(|at| at.elapsed() >= DRAW_EVERY) {
+            terminal.draw(|frame| screen.draw(frame, Instant::now()))?;
+            drawn = Some(Instant::now());
+        }
         if !event::poll(LOOK_AT_KEYS_EVERY)? {
             continue;
         }
+        // A key, or another size of the terminal.
+        drawn = None;
         let Event::Key(key) = event::read()? else {
             continue;
         };

@@ -5,18 +5,25 @@ use crate::cli::people::Table;
 use crate::cli::{Failure, Output, client};
 use reqwest::Method;
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether the daemon is back.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// How soon a service manager starts a daemon again that has ended.
+const RESTART: Duration = Duration::from_secs(5);
+
+const DOWN: &str = "triggers of the sessions that there are go on being delivered until registrations expire, but nobody can register or \
+    validate: `journalctl -u push`, or the log of `push-ctl run`, says why it doesn't start; mend that, or install the push-ctl from before again, \
+    and start it: `systemctl start push`";
+
 /// Have the daemon become the push-ctl that is installed now, while triggers go on
 ///
 /// The daemon looks first whether the file that it was started from runs, and takes the configuration. Then it ends and
 /// executes it, as the same process; that one puts its program into the place of the one before, on each NIC in one step,
-/// and keeps all sessions.
+/// and keeps all sessions. If the file doesn't run or doesn't take the configuration, nothing changes.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Upgrade {
     /// How long the daemon may take to come back
@@ -66,6 +73,10 @@ impl Upgrade {
         before: &Status,
         begin: Instant,
     ) -> Result<Status, Failure> {
+        let process = PathBuf::from(format!("/proc/{}", before.pid));
+        // Not so if this runs in a container of its own.
+        let is_seen = process.exists();
+        let mut gone_since: Option<Instant> = None;
         loop {
             // While it is away, nobody listens.
             if let Ok(status) = client::get::<Status>(socket, "/v1/status", client::TIMEOUT)
@@ -73,11 +84,19 @@ impl Upgrade {
             {
                 return Ok(status);
             }
+            if is_seen && !process.exists() {
+                let since = *gone_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > RESTART {
+                    let error = format!(
+                        "the daemon, process {}, has ended, and nobody has started it again",
+                        before.pid
+                    );
+                    return Err(Failure::with_hint(error, DOWN));
+                }
+            }
             if begin.elapsed() > *self.wait {
-                return Err(Failure::with_hint(
-                    format!("the daemon did not come back within {}", self.wait),
-                    "the program and its sessions are still there and deliver; the daemon's log says why it does not start",
-                ));
+                let error = format!("the daemon did not come back within {}", self.wait);
+                return Err(Failure::with_hint(error, DOWN));
             }
             thread::sleep(LOOK_EVERY);
         }

@@ -84,6 +84,8 @@ pub struct Quotas {
     pub sessions_per_terminal: Option<u32>,
     /// Validations that its servers ask for, whether or not they succeed.
     pub validations_per_minute: Option<u32>,
+    /// What its authorised sessions may have together.
+    pub triggers_per_second: Option<u32>,
 }
 
 /// How an application's server is watched.

@@ -3,18 +3,22 @@
 use super::*;
 use crate::sessions::records::{AppFailure, Availability, Monitor, Quotas};
 
-fn mail() -> AppName {
+pub(super) fn mail() -> AppName {
     "mail".parse().unwrap()
 }
 
-fn ask(sessions: &mut Sessions, now: UnixTime, instance: &str) -> Result<SessionId, DeviceRefusal> {
+pub(super) fn ask(
+    sessions: &mut Sessions,
+    now: UnixTime,
+    instance: &str,
+) -> Result<SessionId, DeviceRefusal> {
     let wanted = request("mail", instance);
     sessions
         .request_session(now, id(1), &from(2), wanted, &token(1), generation(7))
         .map(|grant| grant.id)
 }
 
-fn validate(
+pub(super) fn validate(
     sessions: &mut Sessions,
     now: UnixTime,
     session: SessionId,

@@ -154,3 +154,92 @@ fn a_tunnel_is_for_a_session_that_is_not_over() {
         Err(OperatorRefusal::UnknownSession)
     );
 }
+
+#[test]
+fn a_device_that_is_not_known_is_refused_from_when_it_was_suspended_until_it_is_resumed() {
+    let mut sessions = empty();
+    let stolen: EndpointName = "stolen".parse().unwrap();
+    assert_eq!(sessions.terminal_called("stolen"), None);
+    let barred = sessions
+        .suspend_unknown(at(0), stolen.clone(), id(9))
+        .unwrap();
+    let changes = sessions.take_changes();
+    assert_eq!(changes.terminals, BTreeSet::from([barred]));
+    let said = News::TerminalSuspended {
+        id: barred,
+        endpoint: stolen.clone(),
+    };
+    assert_eq!((changes.news, changes.notices), (vec![said], Vec::new()));
+    assert_eq!(
+        sessions.suspend_unknown(at(0), stolen.clone(), id(8)),
+        Err(OperatorRefusal::EndpointKnown)
+    );
+
+    // For as long as it takes, and over a restart.
+    sessions = Sessions::restore(LIMITS, image(&sessions)).unwrap();
+    sessions.expire(at(1_000_000), usize::MAX);
+    for name in ["stolen".to_owned(), barred.to_string()] {
+        assert_eq!(sessions.terminal_called(&name), Some(barred));
+    }
+    assert!(!sessions.terminal(barred).unwrap().path.is_known());
+    let now = at(1_000_000);
+    let comes = |sessions: &mut Sessions, host| {
+        let path = from_realm("cars", host);
+        sessions
+            .register(now, stolen.clone(), path, PORT, None, id(7))
+            .map(|registered| registered.id)
+    };
+    assert_eq!(comes(&mut sessions, 5), Err(DeviceRefusal::Suspended));
+    // The operator sees where it is; nobody else is kept from there.
+    assert_eq!(sessions.take_changes().terminals, BTreeSet::from([barred]));
+    let seen = sessions.terminal(barred).unwrap();
+    assert!(seen.path.is_from_same_address(&from_realm("cars", 5)));
+    let other = "other".parse().unwrap();
+    sessions
+        .register(now, other, from_realm("cars", 5), PORT, None, id(6))
+        .unwrap();
+
+    assert_eq!(sessions.resume(now, barred), Ok(false));
+    let refresh = NoticeKind::Refresh {
+        registration: barred,
+    };
+    let told: Vec<_> = sessions.take_changes().notices;
+    assert_eq!((told.len(), told[0].kind), (1, refresh));
+    assert_eq!(told[0].to, "10.0.0.5:5683".parse().unwrap());
+    assert_eq!(comes(&mut sessions, 4), Ok(id(7)));
+}
+
+#[test]
+fn one_that_has_not_come_is_told_nothing_and_one_that_has_left_can_be_suspended() {
+    let mut sessions = one_terminal();
+    let barred = sessions
+        .suspend_unknown(at(0), "stolen".parse().unwrap(), id(9))
+        .unwrap();
+    assert_eq!(sessions.resume(at(1), barred), Ok(false));
+    assert_eq!(sessions.take_changes().notices, []);
+    assert_eq!(sessions.terminal_called("stolen"), None);
+
+    sessions.expire(at(100), usize::MAX);
+    assert_eq!(sessions.suspend(at(101), id(1)), Ok(0));
+    assert_eq!(
+        sessions.suspend(at(101), id(1)),
+        Err(OperatorRefusal::NotProvisioned("suspended"))
+    );
+    let again = sessions.register(
+        at(102),
+        "phone".parse().unwrap(),
+        from(2),
+        PORT,
+        None,
+        id(2),
+    );
+    assert_eq!(again, Err(DeviceRefusal::Suspended));
+
+    // There is no room for whoever comes to mind.
+    for n in 1..LIMITS.slots {
+        let endpoint = format!("d{n}").parse().unwrap();
+        sessions.suspend_unknown(at(102), endpoint, id(9)).unwrap();
+    }
+    let one_more = sessions.suspend_unknown(at(102), "x".parse().unwrap(), id(9));
+    assert_eq!(one_more, Err(OperatorRefusal::TerminalsFull));
+}

@@ -70,14 +70,19 @@ fn anywhere(host: u8) -> Path {
     }
 }
 
-fn policy(n: u8) -> Policy {
+/// One with so many triggers per second; 0 if they aren't limited.
+fn policy(per_second: u8) -> Policy {
+    let second = Duration::from_secs(1);
     Policy {
-        rate: (n > 0).then(|| Rate {
-            interval: Duration::from_millis(n.into()),
-            burst: 1,
-        }),
+        rate: second
+            .checked_div(per_second.into())
+            .map(|interval| Rate { interval, burst: 1 }),
         ..Policy::default()
     }
+}
+
+fn limited(per_second: u8) -> Option<u32> {
+    (per_second > 0).then_some(per_second.into())
 }
 
 fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
@@ -142,6 +147,10 @@ enum Step {
     Suspend {
         terminal: usize,
     },
+    SuspendUnknown {
+        endpoint: u8,
+        fresh: u64,
+    },
     Resume {
         terminal: usize,
     },
@@ -158,6 +167,7 @@ enum Step {
     SetQuotas {
         app: u8,
         sessions: Option<u32>,
+        triggers_per_second: Option<u32>,
     },
     SetTunnel {
         slot: u32,
@@ -202,11 +212,13 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..8_u32, proptest::option::of(0..100_u64)).prop_map(|(slot, within_s)| Step::Rotate { slot, within_s }),
         1 => (0..3_u8, 0..8_u32).prop_map(|(app, slot)| Step::EndByApp { app, slot }),
         1 => (0..6_usize).prop_map(|terminal| Step::Suspend { terminal }),
-        1 => (0..6_usize).prop_map(|terminal| Step::Resume { terminal }),
+        1 => (0..6_u8, 0..4_u64).prop_map(|(endpoint, fresh)| Step::SuspendUnknown { endpoint, fresh }),
+        2 => (0..6_usize).prop_map(|terminal| Step::Resume { terminal }),
         1 => (0..6_usize).prop_map(|terminal| Step::RemoveTerminal { terminal }),
         1 => (0..3_u8, failure).prop_map(|(app, cause)| Step::AppFailed { app, cause }),
         2 => (0..3_u8).prop_map(|app| Step::AppRecovered { app }),
-        1 => (0..3_u8, proptest::option::of(0..4_u32)).prop_map(|(app, sessions)| Step::SetQuotas { app, sessions }),
+        1 => (0..3_u8, proptest::option::of(0..4_u32), proptest::option::of(1..7_u32))
+            .prop_map(|(app, sessions, triggers_per_second)| Step::SetQuotas { app, sessions, triggers_per_second }),
         1 => (0..8_u32, 0..3_u8).prop_map(|(slot, teid)| Step::SetTunnel { slot, teid }),
         2 => (0..3_u8, 0..3_u8).prop_map(|(app, policy)| Step::AddApp { app, policy }),
         1 => (0..3_u8, 0..3_u8).prop_map(|(app, policy)| Step::SetPolicy { app, policy }),
@@ -218,7 +230,13 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Takes a step, whether or not it is refused. What is granted has to be right by the naive model, which takes it
 /// for a fact from then on.
-fn take(step: &Step, sessions: &mut Sessions, naive: &mut Naive, now: &mut UnixTime) {
+fn take(
+    step: &Step,
+    sessions: &mut Sessions,
+    naive: &mut Naive,
+    now: &mut UnixTime,
+    limits: Limits,
+) {
     let mut known: Vec<_> = sessions.terminals().map(|terminal| terminal.id).collect();
     known.sort_unstable();
     let terminal = |index: usize| known.get(index).copied().unwrap_or(id(999));
@@ -329,8 +347,15 @@ fn take(step: &Step, sessions: &mut Sessions, naive: &mut Naive, now: &mut UnixT
             }
         }
         Step::Suspend { terminal: index } => {
-            if sessions.suspend(*now, terminal(index)).is_ok() {
-                naive.suspended(terminal(index));
+            let id = terminal(index);
+            if sessions.suspend(*now, id).is_ok() {
+                naive.suspended(*now, sessions.terminal(id).expect("it is kept"));
+            }
+        }
+        Step::SuspendUnknown { endpoint, fresh } => {
+            let endpoint = format!("d{endpoint}").parse().unwrap();
+            if let Ok(id) = sessions.suspend_unknown(*now, endpoint, id(fresh)) {
+                naive.suspended(*now, sessions.terminal(id).expect("it is kept"));
             }
         }
         Step::Resume { terminal: index } => {
@@ -357,22 +382,26 @@ fn take(step: &Step, sessions: &mut Sessions, naive: &mut Naive, now: &mut UnixT
                 .add_app(*now, name.clone(), credentials, policy(n))
                 .is_ok()
             {
-                naive.app_added(&name);
+                naive.app_added(&name, limited(n));
             }
         }
         Step::SetPolicy { app, policy: n } => {
-            let _ = sessions.set_policy(&app_name(app), policy(n));
+            if sessions.set_policy(&app_name(app), policy(n)).is_ok() {
+                naive.has_policy(&app_name(app), limited(n));
+            }
         }
         Step::SetQuotas {
             app,
             sessions: quota,
+            triggers_per_second,
         } => {
             let quotas = Quotas {
                 sessions: quota,
+                triggers_per_second,
                 ..Quotas::default()
             };
             if sessions.set_quotas(&app_name(app), quotas).is_ok() {
-                naive.has_quota(&app_name(app), quota);
+                naive.has_quotas(&app_name(app), quotas);
             }
         }
         Step::AppFailed { app, cause } => {
@@ -395,7 +424,7 @@ fn take(step: &Step, sessions: &mut Sessions, naive: &mut Naive, now: &mut UnixT
             sessions.expire(*now, usize::MAX);
             naive.time_has_passed(*now);
         }
-        Step::Restart => *sessions = Sessions::restore(LIMITS, image(sessions)).unwrap(),
+        Step::Restart => *sessions = Sessions::restore(limits, image(sessions)).unwrap(),
     }
 }
 
@@ -411,8 +440,16 @@ fn validate(
         .session(session)
         .map(|session| session.state.clone());
     let answer = sessions.validate(now, credential_id(app), session, &token(value).hash());
-    let Ok(authorisation) = answer else {
-        return;
+    let authorisation = match answer {
+        Ok(authorisation) => authorisation,
+        Err(
+            ValidationRefusal::RateExceeded { of, .. }
+            | ValidationRefusal::RateNotLimited { of, .. },
+        ) => {
+            assert_eq!(naive.rate_that_is_exceeded(session), Some(of));
+            return;
+        }
+        Err(_) => return,
     };
     let held = match state.expect("a session that was never requested is not validated") {
         SessionState::Requested(issued) => vec![issued.hash],
@@ -523,13 +560,17 @@ proptest! {
     /// Any steps in any order: whoever follows the changes knows all there is to know, and delivers for
     /// exactly the sessions that a naive model says: authorised, not expired, of terminals that aren't suspended.
     #[test]
-    fn followers_of_the_changes_are_never_wrong(steps in proptest::collection::vec(step(), STEPS)) {
-        let mut sessions = empty();
+    fn followers_of_the_changes_are_never_wrong(
+        triggers_per_second_per_terminal in proptest::option::of(1..7_u32),
+        steps in proptest::collection::vec(step(), STEPS),
+    ) {
+        let limits = Limits { triggers_per_second_per_terminal, ..LIMITS };
+        let mut sessions = Sessions::restore(limits, image(&empty())).unwrap();
         let mut followers = Followers::default();
-        let mut naive = Naive::default();
+        let mut naive = Naive::new(&limits);
         let mut now = at(0);
         for step in steps {
-            take(&step, &mut sessions, &mut naive, &mut now);
+            take(&step, &mut sessions, &mut naive, &mut now, limits);
             followers.follow(&mut sessions);
             check_invariants(&sessions, &followers, now);
             let delivered_for: BTreeSet<_> = followers.kernel.keys().copied().collect();

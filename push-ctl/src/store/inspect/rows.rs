@@ -34,9 +34,9 @@ pub(super) fn terminal(terminal: &Terminal) -> Value {
         "id": id.to_string(),
         "endpoint": endpoint.as_str(),
         "realm": path.realm.as_ref().map(ToString::to_string),
-        "address": path.device,
+        "address": path.is_known().then_some(path.device),
         "port": port,
-        "gateway": path.gateway,
+        "gateway": path.is_known().then_some(path.gateway),
         "lifetime_s": lifetime.as_secs(),
         "state": state,
     })
@@ -108,6 +108,7 @@ pub(super) fn app(app: &App) -> Value {
         sessions,
         sessions_per_terminal,
         validations_per_minute,
+        triggers_per_second,
     } = quotas;
     let availability = match availability {
         Availability::Available => json!({ "name": "available" }),
@@ -126,6 +127,7 @@ pub(super) fn app(app: &App) -> Value {
             "sessions": sessions,
             "sessions_per_terminal": sessions_per_terminal,
             "validations_per_minute": validations_per_minute,
+            "triggers_per_second": triggers_per_second,
         },
         "monitor": monitor.as_ref().map(self::monitor),
         "availability": availability,

@@ -67,6 +67,8 @@ struct QuotasRow {
     sessions_per_terminal: Option<u32>,
     #[n(2)]
     validations_per_minute: Option<u32>,
+    #[n(3)]
+    triggers_per_second: Option<u32>,
 }
 
 #[derive(Encode, Decode)]
@@ -154,6 +156,7 @@ pub(in crate::store) fn app(app: &App) -> Vec<u8> {
             sessions: quotas.sessions,
             sessions_per_terminal: quotas.sessions_per_terminal,
             validations_per_minute: quotas.validations_per_minute,
+            triggers_per_second: quotas.triggers_per_second,
         }),
         monitor: monitor.as_ref().map(|monitor| MonitorRow {
             url: monitor.url.clone(),
@@ -195,6 +198,7 @@ pub(in crate::store) fn read_app(
         sessions: row.sessions,
         sessions_per_terminal: row.sessions_per_terminal,
         validations_per_minute: row.validations_per_minute,
+        triggers_per_second: row.triggers_per_second,
     });
     Ok(App {
         name: name.parse().map_err(|e| unreadable(format!("{e}")))?,

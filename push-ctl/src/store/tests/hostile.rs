@@ -8,6 +8,7 @@ const LIMITS: Limits = Limits {
     default_lifetime: Duration::from_secs(3600),
     max_lifetime: Duration::from_secs(86_400),
     sessions_per_terminal: 16,
+    triggers_per_second_per_terminal: None,
     rotation_overlap: Duration::from_secs(30),
 };
 

@@ -31,6 +31,9 @@ struct NaiveSession {
 struct NaiveApp {
     is_failed: bool,
     quota: Option<u32>,
+    /// Triggers per second of each session; none if that isn't limited.
+    rate: Option<u32>,
+    rate_quota: Option<u32>,
 }
 
 /// Terminals that may have sessions or are suspended, sessions that aren't over, applications.
@@ -39,9 +42,38 @@ pub(super) struct Naive {
     terminals: BTreeMap<RegistrationId, NaiveTerminal>,
     sessions: BTreeMap<SessionId, NaiveSession>,
     apps: BTreeMap<AppName, NaiveApp>,
+    rate_quota_of_terminal: Option<u32>,
 }
 
 impl Naive {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            rate_quota_of_terminal: limits.triggers_per_second_per_terminal,
+            ..Self::default()
+        }
+    }
+
+    /// Which of the quotas of triggers per second there would be no room in for this session, if any.
+    pub(super) fn rate_that_is_exceeded(&self, id: SessionId) -> Option<RateShare> {
+        let session = &self.sessions[&id];
+        let app = &self.apps[&session.app];
+        let sum = |is_one: &dyn Fn(&NaiveSession) -> bool| {
+            let with_it = self.sessions.iter();
+            let with_it =
+                with_it.filter(|&(&other, of)| (of.authorised || other == id) && is_one(of));
+            let mut rates = with_it.map(|(_, of)| self.apps[&of.app].rate);
+            rates.try_fold(0, |sum, rate| Some(sum + rate?))
+        };
+        let of_app = sum(&|other| other.app == session.app);
+        let of_terminal = sum(&|other| other.terminal == session.terminal);
+        let is_beyond = |quota: Option<u32>, sum: Option<u32>| {
+            quota.is_some_and(|quota| sum.is_none_or(|sum| sum > quota))
+        };
+        if is_beyond(app.rate_quota, of_app) {
+            return Some(RateShare::App);
+        }
+        is_beyond(self.rate_quota_of_terminal, of_terminal).then_some(RateShare::Terminal)
+    }
     /// The sessions to deliver for.
     pub(super) fn delivered_for(&self) -> BTreeSet<SessionId> {
         let authorised = self
@@ -167,6 +199,9 @@ impl Naive {
     }
 
     pub(super) fn validated(&mut self, app: &str, granted: Authorisation) {
+        if !self.sessions[&granted.id].authorised {
+            assert_eq!(self.rate_that_is_exceeded(granted.id), None);
+        }
         let session = self.sessions.get_mut(&granted.id).expect("it is live");
         assert_eq!(session.app.as_str(), app);
         // Whichever token is newer than all before ends what the operator waits for.
@@ -190,10 +225,23 @@ impl Naive {
         assert!(self.sessions.remove(&id).is_some(), "{id} has ended before");
     }
 
-    pub(super) fn suspended(&mut self, id: RegistrationId) {
-        self.sessions.retain(|_, session| session.terminal != id);
-        let terminal = self.terminals.get_mut(&id).expect("it was registered");
-        assert!(terminal.expires.take().is_some(), "suspended twice");
+    /// It may have left, or never have come.
+    pub(super) fn suspended(&mut self, now: UnixTime, terminal: &Terminal) {
+        self.sessions
+            .retain(|_, session| session.terminal != terminal.id);
+        let same = self
+            .terminals
+            .values()
+            .filter(|other| other.endpoint == terminal.endpoint);
+        let is_known = self.terminals.contains_key(&terminal.id);
+        assert_eq!(same.count(), usize::from(is_known), "two of one name");
+        let entry = self.terminals.entry(terminal.id).or_insert(NaiveTerminal {
+            endpoint: terminal.endpoint.clone(),
+            path: terminal.path.clone(),
+            expires: Some(now),
+            would_expire: now,
+        });
+        assert!(entry.expires.take().is_some(), "suspended twice");
     }
 
     pub(super) fn resumed(&mut self, now: UnixTime, id: RegistrationId, is_first: bool) {
@@ -218,12 +266,16 @@ impl Naive {
         self.leave(id);
     }
 
-    pub(super) fn app_added(&mut self, name: &AppName) {
-        assert!(
-            self.apps
-                .insert(name.clone(), NaiveApp::default())
-                .is_none()
-        );
+    pub(super) fn app_added(&mut self, name: &AppName, rate: Option<u32>) {
+        let app = NaiveApp {
+            rate,
+            ..NaiveApp::default()
+        };
+        assert!(self.apps.insert(name.clone(), app).is_none());
+    }
+
+    pub(super) fn has_policy(&mut self, name: &AppName, rate: Option<u32>) {
+        self.apps.get_mut(name).expect("it is there").rate = rate;
     }
 
     pub(super) fn app_removed(&mut self, name: &AppName) {
@@ -240,8 +292,9 @@ impl Naive {
         self.apps.get_mut(name).expect("it is there").is_failed = false;
     }
 
-    pub(super) fn has_quota(&mut self, name: &AppName, sessions: Option<u32>) {
-        self.apps.get_mut(name).expect("it is there").quota = sessions;
+    pub(super) fn has_quotas(&mut self, name: &AppName, quotas: Quotas) {
+        let app = self.apps.get_mut(name).expect("it is there");
+        (app.quota, app.rate_quota) = (quotas.sessions, quotas.triggers_per_second);
     }
 
     pub(super) fn time_has_passed(&mut self, now: UnixTime) {
