@@ -27,7 +27,7 @@
 //! | 1 | |
 //! | 2 | realms of terminals, policies of applications, tunnels of sessions |
 //! | 3 | ports and suspension of terminals, rotation of tokens and replay windows of imported sessions, credentials, quotas and monitors of applications, and that one is removed |
-//! | 4 | encrypted keys |
+//! | 4 | encrypted keys; quotas of what triggers sessions may be granted together |
 
 pub mod inspect;
 mod key_file;

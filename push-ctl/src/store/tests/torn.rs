@@ -38,7 +38,7 @@ fn a_commit_that_was_torn_is_there_or_is_not_and_what_was_acknowledged_before_it
         image
     });
     // As it is while the daemon runs: it isn't closed, as it wasn't when the machine ended.
-    let mut store = RedbStore::open(directory.path()).unwrap();
+    let mut store = RedbStore::open(directory.path(), None).unwrap();
     let at_first = fs::read(&path).unwrap();
     store.apply(&batch(&one_more)).unwrap();
     let at_last = fs::read(&path).unwrap();
@@ -68,7 +68,7 @@ fn a_commit_that_was_torn_is_there_or_is_not_and_what_was_acknowledged_before_it
         }
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join(FILE_NAME), &torn).unwrap();
-        let found = RedbStore::open(directory.path()).and_then(|store| store.load());
+        let found = RedbStore::open(directory.path(), None).and_then(|store| store.load());
         let found = sorted(found.unwrap_or_else(|error| panic!("round {round}: {error}")));
         if found == before {
             old += 1;
