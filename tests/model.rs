@@ -191,19 +191,14 @@ impl Gateway {
             &session.device_address,
             session.control.has(SessionControl::IPV6),
         );
+        let is_ours_alone = next_hop.has(NextHopRecord::REALM) || is_tunnel;
         let resolved = match next_hop.hop.state {
             Hop::RESOLVED => true,
-            Hop::UNRESOLVED if next_hop.has(NextHopRecord::REALM) || is_tunnel => {
-                return Err(Verdict::NextHopMissing);
-            }
-            Hop::UNRESOLVED => false,
-            Hop::NO_ROUTE if next_hop.has(NextHopRecord::REALM) || is_tunnel => {
+            Hop::UNRESOLVED if is_ours_alone => return Err(Verdict::NextHopMissing),
+            Hop::NO_ROUTE if is_ours_alone || !world::kernel_forwards_to(device) => {
                 return Err(Verdict::NoRoute);
             }
-            Hop::NO_ROUTE if !world::kernel_forwards_to(device) => {
-                return Err(Verdict::NoRoute);
-            }
-            Hop::NO_ROUTE => false,
+            Hop::UNRESOLVED | Hop::NO_ROUTE => false,
             _unused => return Err(Verdict::MissingConfiguration),
         };
 
