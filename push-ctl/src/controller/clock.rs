@@ -12,8 +12,9 @@
 //! started later does.
 
 use crate::sessions::records::UnixTime;
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
@@ -133,7 +134,9 @@ fn since_epoch() -> Duration {
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let unfinished = path.with_extension("new");
-    fs::write(&unfinished, text)?;
+    let mut file = OpenOptions::new();
+    let file = file.write(true).create(true).truncate(true).mode(0o600);
+    file.open(&unfinished)?.write_all(text.as_bytes())?;
     fs::rename(&unfinished, path)
 }
 
