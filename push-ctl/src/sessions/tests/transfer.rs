@@ -272,7 +272,7 @@ fn an_application_with_many_sessions_ends_some_at_a_time() {
 
 #[test]
 fn who_is_suspended_stays_so_elsewhere_registered_or_not() {
-    let mut here = registered("phone", 2, 1);
+    let mut here = one_terminal();
     here.suspend(at(0), id(1)).unwrap();
     here.suspend_unknown(at(0), "stolen".parse().unwrap(), id(9))
         .unwrap();
