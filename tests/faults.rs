@@ -15,7 +15,7 @@ use std::thread;
 use xtask::child;
 use xtask::clients::{Answer, Clients};
 use xtask::lab::{Config, GATEWAY_INSIDE, Lab, Options, Party};
-use xtask::traffic::{Load, Received, Sink};
+use xtask::traffic::{Load, Received, Sink, Turn};
 
 /// How fast triggers flow.
 const RATE_PER_S: u32 = 10_000;
@@ -56,7 +56,7 @@ fn while_triggers_flow(story: &Story, work: impl FnOnce()) {
             triggers: u64::MAX,
             payload_bytes: 40,
             rate_per_s: Some(RATE_PER_S),
-            forged: false,
+            turns: &[Turn::Good],
         };
         let (server, stop_here) = (&server, &stop);
         let generator = scope.spawn(move || load.send(server, stop_here).unwrap());
