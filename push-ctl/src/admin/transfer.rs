@@ -307,6 +307,7 @@ fn displaced(operator: &Operator, moved: &[Moved]) -> BTreeSet<String> {
     let places = crate::places(&operator.daemon.config);
     let displaced = moved
         .iter()
+        .filter(|moved| moved.terminal.path.is_known())
         .filter_map(|moved| places.realm(&moved.terminal.path).err())
         .map(|displaced| match displaced {
             Displaced::Realm(name) => format!(

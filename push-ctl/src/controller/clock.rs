@@ -12,8 +12,9 @@
 //! started later does.
 
 use crate::sessions::records::UnixTime;
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
@@ -59,7 +60,7 @@ impl Clock {
         };
         let saved = fs::read_to_string(&path).ok();
         let saved = saved.and_then(|text| Boot::from_text(&text));
-        let booted = boot.like_before(saved.as_ref());
+        let booted = boot.carried_on(saved.as_ref());
         if saved.as_ref() != Some(&booted)
             && let Err(error) = replace(&path, &booted.to_text())
         {
@@ -133,7 +134,9 @@ fn since_epoch() -> Duration {
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let unfinished = path.with_extension("new");
-    fs::write(&unfinished, text)?;
+    let mut file = OpenOptions::new();
+    let file = file.write(true).create(true).truncate(true).mode(0o600);
+    file.open(&unfinished)?.write_all(text.as_bytes())?;
     fs::rename(&unfinished, path)
 }
 
@@ -158,7 +161,7 @@ impl Boot {
     }
 
     /// When it was as it was held before, rather than as the wall clock has it.
-    fn like_before(self, saved: Option<&Self>) -> Self {
+    fn carried_on(self, saved: Option<&Self>) -> Self {
         let Some(saved) = saved.filter(|saved| saved.id == self.id && !self.id.is_empty()) else {
             return self;
         };
@@ -198,7 +201,7 @@ mod tests {
         assert_eq!(Boot::from_text(&saved.to_text()), Some(saved.clone()));
         assert_eq!(Boot::from_text("one"), None);
         for set_to in [9 * DAY_S, 10 * DAY_S - 3600, 10 * DAY_S + 3600, 11 * DAY_S] {
-            assert_eq!(boot("one", set_to).like_before(Some(&saved)), saved);
+            assert_eq!(boot("one", set_to).carried_on(Some(&saved)), saved);
         }
         // Another boot, none that is known, none that has a name, and a clock that was not one.
         for (now, saved) in [
@@ -208,7 +211,7 @@ mod tests {
             (boot("one", 11 * DAY_S + 1), Some(&saved)),
             (boot("one", 0), Some(&saved)),
         ] {
-            assert_eq!(now.clone().like_before(saved), now);
+            assert_eq!(now.clone().carried_on(saved), now);
         }
     }
 

@@ -199,10 +199,10 @@ impl Sessions {
         let mut fit = Fit::default();
         let mut add = Vec::new();
         let has_expired = match terminal.state {
-            OperativeState::First { expires } | OperativeState::Suspended { expires, .. } => {
-                expires <= now
-            }
+            OperativeState::First { expires } => expires <= now,
             OperativeState::Second { .. } => true,
+            // Until the operator says otherwise.
+            OperativeState::Suspended { .. } => false,
         };
         if has_expired {
             fit.sessions_expired = sessions.len();

@@ -269,3 +269,24 @@ fn an_application_with_many_sessions_ends_some_at_a_time() {
         }
     }
 }
+
+#[test]
+fn who_is_suspended_stays_so_elsewhere_registered_or_not() {
+    let mut here = one_terminal();
+    here.suspend(at(0), id(1)).unwrap();
+    here.suspend_unknown(at(0), "stolen".parse().unwrap(), id(9))
+        .unwrap();
+    let mut there = empty();
+    let now = at(1_000_000);
+    for terminal in here.terminals() {
+        let moved = Moved {
+            terminal: terminal.clone(),
+            sessions: Vec::new(),
+        };
+        there.take_up(now, moved).unwrap();
+    }
+    for (name, host) in [("phone", 2), ("stolen", 3)] {
+        let comes = there.register(now, name.parse().unwrap(), from(host), PORT, None, id(7));
+        assert_eq!(comes, Err(DeviceRefusal::Suspended), "{name}");
+    }
+}
