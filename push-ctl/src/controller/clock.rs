@@ -59,7 +59,7 @@ impl Clock {
         };
         let saved = fs::read_to_string(&path).ok();
         let saved = saved.and_then(|text| Boot::from_text(&text));
-        let booted = boot.as_before(saved.as_ref());
+        let booted = boot.resuming(saved.as_ref());
         if saved.as_ref() != Some(&booted)
             && let Err(error) = replace(&path, &booted.to_text())
         {
@@ -158,7 +158,7 @@ impl Boot {
     }
 
     /// When it was as it was held before, rather than as the wall clock has it.
-    fn as_before(self, saved: Option<&Self>) -> Self {
+    fn resuming(self, saved: Option<&Self>) -> Self {
         let Some(saved) = saved.filter(|saved| saved.id == self.id && !self.id.is_empty()) else {
             return self;
         };
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(Boot::from_text(&saved.to_text()), Some(saved.clone()));
         assert_eq!(Boot::from_text("one"), None);
         for set_to in [9 * DAY_S, 10 * DAY_S - 3600, 10 * DAY_S + 3600, 11 * DAY_S] {
-            assert_eq!(boot("one", set_to).as_before(Some(&saved)), saved);
+            assert_eq!(boot("one", set_to).resuming(Some(&saved)), saved);
         }
         // Another boot, none that is known, none that has a name, and a clock that was not one.
         for (now, saved) in [
@@ -208,7 +208,7 @@ mod tests {
             (boot("one", 11 * DAY_S + 1), Some(&saved)),
             (boot("one", 0), Some(&saved)),
         ] {
-            assert_eq!(now.clone().as_before(saved), now);
+            assert_eq!(now.clone().resuming(saved), now);
         }
     }
 
