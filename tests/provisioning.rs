@@ -2,8 +2,11 @@
 //! refused, with which cause.
 
 use crate::story::{APP, PUSH_CTL, Story, inside, outside, wait_until};
+use push_common::maps::SessionRecord;
+use push_common::wire::SessionId;
 use serde_json::{Value, json};
 use std::fs;
+use std::mem::offset_of;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use xtask::child;
@@ -80,29 +83,31 @@ fn only_a_validated_session_is_in_the_data_plane() {
     }
 }
 
-/// Whether a slot of the session table has this session's generation: bpftool's answer.
-fn kernel_has(lab: &Lab, session: &str) -> bool {
-    let id: push_common::wire::SessionId = session.parse().unwrap();
-    let map = lab.folder().join("bpf/push/push_sessions");
-    let key = id.slot().to_le_bytes().map(|byte| byte.to_string());
+/// The record of a session, as bpftool sees it.
+fn in_kernel(lab: &Lab, session: SessionId) -> Vec<u8> {
     let mut bpftool = child::command("bpftool");
-    bpftool
-        .args(["-j", "map", "lookup", "pinned"])
-        .arg(map)
-        .arg("key")
-        .args(key);
+    bpftool.args(["-j", "map", "lookup", "pinned"]);
+    bpftool.args(of_session(lab, session));
     let record: Value = serde_json::from_str(&child::output(&mut bpftool).unwrap()).unwrap();
-    let byte = |at: usize| {
-        u8::from_str_radix(
-            record["value"][at]
-                .as_str()
-                .unwrap()
-                .trim_start_matches("0x"),
-            16,
-        )
-        .unwrap()
-    };
-    u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]) == id.generation()
+    let bytes = record["value"].as_array().unwrap().iter();
+    let bytes = bytes.map(|byte| byte.as_str().unwrap().trim_start_matches("0x"));
+    bytes
+        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+        .collect()
+}
+
+/// Where a session is, as bpftool is told.
+fn of_session(lab: &Lab, session: SessionId) -> Vec<String> {
+    let map = lab.folder().join("bpf/push/push_sessions");
+    let mut arguments = vec![map.to_str().unwrap().to_owned(), "key".to_owned()];
+    arguments.extend(session.slot().to_le_bytes().map(|byte| byte.to_string()));
+    arguments
+}
+
+/// Whether a slot of the session table has this session's generation.
+fn kernel_has(lab: &Lab, session: &str) -> bool {
+    let id: SessionId = session.parse().unwrap();
+    in_kernel(lab, id).starts_with(&id.generation().to_le_bytes())
 }
 
 #[test]
@@ -417,6 +422,45 @@ fn a_restart_brings_everything_back() {
         "a token is in the store"
     );
     assert!(!lab.log().contains(token.trim()), "a token is in the log");
+}
+
+#[test]
+fn what_somebody_has_changed_in_the_kernel_is_told_of_and_mended_at_the_next_start() {
+    let story = Story::begin("push-prov-poked");
+    let lab = &story.lab;
+    let session = story.authorised(0, 7000);
+    let id = session.id;
+    let in_line = || {
+        let log = lab.log();
+        let lines = log.lines().rev();
+        let mut lines = lines.filter(|line| line.contains("are those of the store"));
+        lines.next().unwrap().to_owned()
+    };
+    let told = "had another key or device";
+
+    lab.kill().unwrap();
+    lab.start().unwrap();
+    assert!(in_line().contains("kept=1 mended=0"), "{}", in_line());
+    assert!(!lab.log().contains(told));
+
+    let before = in_kernel(lab, id);
+    lab.kill().unwrap();
+    let mut poked = before.clone();
+    poked[offset_of!(SessionRecord, device_address) + 3] ^= 1;
+    let mut bpftool = child::command("bpftool");
+    bpftool.args(["map", "update", "pinned"]);
+    bpftool.args(of_session(lab, id)).arg("value");
+    bpftool.args(poked.iter().map(ToString::to_string));
+    child::output(&mut bpftool).unwrap();
+    assert_eq!(in_kernel(lab, id), poked);
+    lab.start().unwrap();
+    assert!(in_line().contains("kept=0 mended=1"), "{}", in_line());
+    assert!(lab.log().contains(told));
+    let device = |record: &[u8]| {
+        let at = offset_of!(SessionRecord, device_address);
+        record[at..at + 16].to_vec()
+    };
+    assert_eq!(device(&in_kernel(lab, id)), device(&before));
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {

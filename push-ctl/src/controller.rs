@@ -1,13 +1,16 @@
 //! The one owner of sessions, store and data plane.
 //!
-//! A thread of its own takes requests from a queue: it applies all that are waiting, writes what has
-//! changed to the store in one commit, then to the data plane, and only then answers. So what has been
-//! acknowledged is durable and in effect, and a commit is shared by all who wait for it.
+//! A thread of its own takes requests from a queue, and applies them. What has changed then goes to the store in one
+//! commit, then to the data plane, and only then is there an answer. So what has been acknowledged is durable and
+//! in effect, and a commit is shared by all who wait for it. Another thread writes to the store; this one applies
+//! meanwhile what is to be in the next commit, and has looks taken, which wait for no commit. Whatever it does, it
+//! does for a few milliseconds, and then sees who else waits.
 //!
 //! If the store can't be written to, the thread ends without answering, and the daemon with it. What
 //! the data plane has goes on being delivered.
 
 mod clock;
+mod effect;
 mod image;
 mod kernel;
 mod nics;
@@ -15,6 +18,7 @@ mod rounds;
 #[cfg(test)]
 pub(crate) mod tests;
 mod turns;
+mod writer;
 
 pub use clock::Clock;
 pub(crate) use image::Displaced;
@@ -25,25 +29,36 @@ pub use turns::Turns;
 use crate::dataplane::{Nic, NicRefusal, NicStatus, Reconfiguration};
 use crate::events::{Bus, What};
 use crate::sessions::records::UnixTime;
-use crate::sessions::{Changes, News, Notice, Sessions};
+use crate::sessions::{Changes, Notice, Sessions};
 use crate::store::{Batch, Store, StoreError};
-use image::image;
+use effect::Outcome;
 use nics::NicRequest;
 use push_common::wire::SessionId;
 use rounds::ROUND;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout_at};
-use tracing::{debug, error, info, warn};
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+use writer::Writer;
 
 /// Requests that wait before those who ask have to.
 const QUEUE_LEN: usize = 4096;
 
-/// Requests, and expiries, that share a commit at most.
+/// Requests that are taken from the queue at once.
 const BATCH_LEN: usize = 1024;
+
+/// Changes that share a commit, about: when there are so many, others have to wait for the next one.
+const CHANGES_LEN: usize = 1024;
+
+/// Expiries after which it is looked how late it is.
+const EXPIRIES_AT_ONCE: usize = 16;
+
+/// How long changes are made before it is the turn of those who want to have a look, and how long it is theirs.
+/// What is longer than a few milliseconds at a time, such as to look at a million sessions, is asked for in parts.
+const SHARE: Duration = Duration::from_millis(2);
 
 /// How long after a failure the data plane is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -58,8 +73,8 @@ type Answer = Box<dyn FnOnce() + Send>;
 type Operation = Box<dyn FnOnce(&mut Sessions, UnixTime) -> Answer + Send>;
 type Look = Box<dyn FnOnce(View<'_>) -> Answer + Send>;
 
+/// What changes no session, and waits for no commit.
 enum Request {
-    Apply(Operation),
     Observe(Look),
     Nics(NicRequest),
 }
@@ -92,6 +107,7 @@ trait Warns {
 /// Asks the controller.
 #[derive(Clone)]
 pub struct Controller {
+    operations: mpsc::Sender<Operation>,
     requests: mpsc::Sender<Request>,
     trigger_addresses: watch::Receiver<Vec<IpAddr>>,
 }
@@ -106,16 +122,16 @@ impl Controller {
         &self,
         operation: impl FnOnce(&mut Sessions, UnixTime) -> T + Send + 'static,
     ) -> Result<T, Stopped> {
-        self.ask(|sender| {
-            Request::Apply(Box::new(move |sessions, now| {
-                let answer = operation(sessions, now);
-                answer_with(sender, answer)
-            }))
-        })
-        .await
+        let (sender, answer) = oneshot::channel();
+        let operation: Operation = Box::new(move |sessions, now| {
+            let answer = operation(sessions, now);
+            answer_with(sender, answer)
+        });
+        self.operations.send(operation).await.map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
     }
 
-    /// Has a look.
+    /// Has a look. What there is to see may not be durable yet.
     ///
     /// # Errors
     ///
@@ -139,8 +155,8 @@ impl Controller {
     ///
     /// [`Stopped`], or the kernel's refusal.
     pub async fn nics(&self) -> anyhow::Result<Vec<NicStatus>> {
-        self.ask(|sender| Request::Nics(NicRequest::List(sender)))
-            .await?
+        // Everybody else would wait for the kernel, too, were it asked there.
+        self.observe(|view| view.kernel.nics()).await?.await
     }
 
     /// Attaches to one more NIC.
@@ -182,7 +198,8 @@ impl Controller {
     /// Requests that wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        QUEUE_LEN.saturating_sub(self.requests.capacity())
+        let waiting = |capacity| QUEUE_LEN.saturating_sub(capacity);
+        waiting(self.operations.capacity()) + waiting(self.requests.capacity())
     }
 
     async fn ask<T>(
@@ -227,7 +244,7 @@ pub type Ended = oneshot::Receiver<Result<(), StoreError>>;
 /// Outside a tokio runtime of several threads, and if the operating system gives no thread.
 pub fn start(
     sessions: Sessions,
-    store: impl Store,
+    mut store: impl Store,
     kernel: impl Kernel,
     places: Places,
     outlets: Outlets,
@@ -238,41 +255,63 @@ pub fn start(
         trigger_addresses: tell_addresses,
         clock,
         sessions,
-        store,
         kernel,
         places,
         outlets,
         policies_not_in_kernel: BTreeMap::new(),
         not_in_kernel: BTreeMap::new(),
         retry_at: None,
+        retried: None,
+        timed_anew: None,
         round_at: Instant::now() + ROUND,
         next_slot: 0,
         renewals_asked: BTreeSet::new(),
         notices_lost: 0,
         turns: Turns::default(),
+        answers: Vec::new(),
+        in_writing: None,
     };
-    owner.reconcile()?;
-    let (requests, queue) = mpsc::channel(QUEUE_LEN);
+    owner.reconcile(&mut store)?;
+    let writer = Writer::start(store);
+    let (operations, operations_queue) = mpsc::channel(QUEUE_LEN);
+    let (requests, requests_queue) = mpsc::channel(QUEUE_LEN);
+    let queues = Queues {
+        operations: operations_queue,
+        requests: requests_queue,
+    };
     let (ended, has_ended) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new()
         .name("controller".to_owned())
         .spawn(move || {
-            let result = runtime.block_on(owner.serve(queue));
+            let result = runtime.block_on(owner.serve(queues, writer));
             drop(ended.send(result));
         })
         .expect("a thread can be started");
     let controller = Controller {
+        operations,
         requests,
         trigger_addresses,
     };
     Ok((controller, has_ended))
 }
 
-struct Owner<S, K> {
+/// Where requests come from.
+struct Queues {
+    operations: mpsc::Receiver<Operation>,
+    requests: mpsc::Receiver<Request>,
+}
+
+/// Requests that it will soon be the turn of.
+#[derive(Default)]
+struct Next {
+    operations: VecDeque<Operation>,
+    requests: VecDeque<Request>,
+}
+
+struct Owner<K> {
     clock: Clock,
     sessions: Sessions,
-    store: S,
     kernel: K,
     places: Places,
     outlets: Outlets,
@@ -282,8 +321,11 @@ struct Owner<S, K> {
     policies_not_in_kernel: BTreeMap<NonZeroU16, String>,
     /// Authorised sessions that the data plane refused, or can't have, and why.
     not_in_kernel: BTreeMap<SessionId, String>,
-    /// When they are tried again.
+    /// When they are tried again, and after which session it goes on.
     retry_at: Option<Instant>,
+    retried: Option<SessionId>,
+    /// From which slot on the data plane is to be told anew when sessions end.
+    timed_anew: Option<u32>,
     /// When the next round is, and where it begins.
     round_at: Instant,
     next_slot: u32,
@@ -292,16 +334,22 @@ struct Owner<S, K> {
     /// Notices that there was no room for.
     notices_lost: u64,
     turns: Turns,
+    /// Of what is to be in the next commit.
+    answers: Vec<Answer>,
+    /// What is to be done once the commit that is being written is durable.
+    in_writing: Option<Outcome>,
 }
 
-impl<S: Store, K: Kernel> Owner<S, K> {
+impl<K: Kernel> Owner<K> {
     /// After a start: what has expired is ended, what the data plane shouldn't have is removed, and
     /// each policy and each authorised session is written, as its lifetime is measured anew.
-    fn reconcile(&mut self) -> Result<(), StoreError> {
+    fn reconcile(&mut self, store: &mut impl Store) -> Result<(), StoreError> {
         let now = self.now();
         self.sessions.expire(now, usize::MAX);
         let mut changes = self.sessions.take_changes();
-        self.commit(&changes)?;
+        if !changes.leave_store_alone() {
+            store.apply(&self.batch(&changes))?;
+        }
         let authorised: BTreeSet<_> = self.authorised().collect();
         let installed: BTreeSet<_> = self.kernel.installed().into_iter().collect();
         let kept = authorised.intersection(&installed).count();
@@ -310,54 +358,84 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         changes.kernel.extend(installed);
         let policies = self.sessions.apps().map(|(app, _)| app.policy_slot);
         changes.policies.extend(policies);
-        self.update_kernel(changes.policies, changes.kernel, now);
+        let outcome = self.outcome(changes);
+        let mended = self.bring_about(outcome);
         self.kernel.settled();
-        self.tell(changes.notices, changes.news);
         let (terminals, apps) = (
             self.sessions.terminals().len(),
             self.sessions.apps().count(),
         );
         info!(
             terminals,
-            apps, kept, added, removed, "sessions in the data plane are those of the store"
+            apps,
+            kept = kept.saturating_sub(mended),
+            mended,
+            added,
+            removed,
+            "sessions in the data plane are those of the store"
         );
+        if mended > 0 {
+            warn!(
+                sessions = mended,
+                "sessions in the data plane had another key or device, or other rules, than store and configuration have"
+            );
+        }
         Ok(())
     }
 
-    async fn serve(mut self, mut queue: mpsc::Receiver<Request>) -> Result<(), StoreError> {
-        let mut requests = Vec::with_capacity(BATCH_LEN);
+    async fn serve(mut self, mut queues: Queues, mut writer: Writer) -> Result<(), StoreError> {
+        let mut next = Next::default();
+        let (mut operations, mut requests) = (Vec::new(), Vec::new());
+        let (mut are_operations_open, mut are_requests_open) = (true, true);
         loop {
+            let has_more = !next.requests.is_empty()
+                || !next.operations.is_empty() && !self.has_enough_changes()
+                || self.in_writing.is_none() && self.timed_anew.is_some()
+                || self.in_writing.is_none()
+                    && !(self.answers.is_empty() && self.sessions.changes_waiting() == 0);
+            let is_settled = self.in_writing.is_none() && self.answers.is_empty();
+            // Nobody is left who could ask, or waits for an answer.
+            if !(are_operations_open || are_requests_open || has_more) && is_settled {
+                return self.write_windows(&mut writer).await;
+            }
             let wake_up = self.wake_up();
             tokio::select! {
-                received = timeout_at(wake_up, queue.recv_many(&mut requests, BATCH_LEN)) => {
-                    // Nothing received without a timeout: nobody is left who could ask.
-                    if let Ok(0) = received {
-                        return self.write_windows();
-                    }
+                received = queues.operations.recv_many(&mut operations, BATCH_LEN),
+                    if are_operations_open && next.operations.is_empty() =>
+                {
+                    are_operations_open = received > 0;
+                    next.operations.extend(operations.drain(..));
+                }
+                received = queues.requests.recv_many(&mut requests, BATCH_LEN),
+                    if are_requests_open && next.requests.is_empty() =>
+                {
+                    are_requests_open = received > 0;
+                    next.requests.extend(requests.drain(..));
+                }
+                written = writer.written(), if self.in_writing.is_some() => {
+                    written?;
                     let begun = Instant::now();
-                    self.turn(&mut requests).await?;
+                    if let Some(outcome) = self.in_writing.take() {
+                        // What is different is what has changed.
+                        let _mended = self.bring_about(outcome);
+                    }
                     self.turns.add(begun.elapsed());
+                    continue;
                 }
                 () = self.kernel.changed() => {
                     self.kernel.reattach(false).await;
                     for told in self.kernel.take_told() {
                         self.publish(What::DataPlane(told));
                     }
+                    continue;
                 }
+                () = sleep_until(wake_up), if !has_more => {}
+                () = std::future::ready(()), if has_more => {}
             }
+            let begun = Instant::now();
+            self.turn(&mut next, &writer).await;
+            self.turns.add(begun.elapsed());
         }
-    }
-
-    /// When there is something to do that nobody asks for.
-    fn wake_up(&self) -> Instant {
-        let expiry = self
-            .sessions
-            .next_deadline()
-            .map(|deadline| self.clock.instant(deadline, self.kernel.suspended()));
-        [expiry, self.retry_at]
-            .into_iter()
-            .flatten()
-            .fold(self.round_at, Instant::min)
     }
 
     fn now(&self) -> UnixTime {
@@ -369,16 +447,53 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         sessions.filter(|&id| self.sessions.authorised(id).is_some())
     }
 
-    async fn turn(&mut self, requests: &mut Vec<Request>) -> Result<(), StoreError> {
+    /// Whether the next commit is to have no more in it.
+    fn has_enough_changes(&self) -> bool {
+        self.sessions.changes_waiting() >= CHANGES_LEN
+    }
+
+    /// When there is something to do that nobody asks for.
+    fn wake_up(&self) -> Instant {
+        let is_writing = self.in_writing.is_some();
+        let expiry = self
+            .sessions
+            .next_deadline()
+            .filter(|_| !(is_writing && self.has_enough_changes()))
+            .map(|deadline| self.clock.instant(deadline, self.kernel.suspended()));
+        let retry = self.retry_at.filter(|_| !is_writing);
+        [expiry, retry]
+            .into_iter()
+            .flatten()
+            .fold(self.round_at, Instant::min)
+    }
+
+    async fn turn(&mut self, next: &mut Next, writer: &Writer) {
         let now = self.now();
-        self.sessions.expire(now, BATCH_LEN);
-        let mut answers = Vec::with_capacity(requests.len());
-        let mut nics = Vec::new();
-        for request in requests.drain(..) {
+        let begun = Instant::now();
+        let is_due = |sessions: &Sessions| {
+            sessions
+                .next_deadline()
+                .is_some_and(|deadline| deadline <= now)
+        };
+        while is_due(&self.sessions) && !self.has_enough_changes() && begun.elapsed() < SHARE / 2 {
+            self.sessions.expire(now, EXPIRIES_AT_ONCE);
+        }
+        while !self.has_enough_changes()
+            && begun.elapsed() < SHARE
+            && let Some(operation) = next.operations.pop_front()
+        {
+            self.answers.push(operation(&mut self.sessions, now));
+        }
+        if self.in_writing.is_none() && (next.operations.is_empty() || self.has_enough_changes()) {
+            self.hand_over(writer);
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < SHARE
+            && let Some(request) = next.requests.pop_front()
+        {
             match request {
-                Request::Apply(operation) => answers.push(operation(&mut self.sessions, now)),
-                Request::Observe(look) => answers.push(look(self.view(now))),
-                Request::Nics(request) => nics.push(request),
+                Request::Observe(look) => look(self.view(now))(),
+                Request::Nics(request) => self.ask_kernel(request).await,
             }
         }
         if self.round_at <= Instant::now() {
@@ -386,42 +501,24 @@ impl<S: Store, K: Kernel> Owner<S, K> {
             self.look_round();
             self.kernel.reattach(true).await;
         }
-        let changes = self.sessions.take_changes();
-        self.commit(&changes)?;
-        let (mut policies, mut kernel) = (changes.policies, changes.kernel);
-        if self.clock.has_slept(self.kernel.suspended()) {
-            // Its clock stood still: when they end is told anew.
-            kernel.extend(self.authorised());
-        }
-        if self.retry_at.take_if(|at| *at <= Instant::now()).is_some() {
-            policies.extend(self.policies_not_in_kernel.keys());
-            kernel.extend(self.not_in_kernel.keys());
-        }
-        self.update_kernel(policies, kernel, now);
-        for answer in answers {
-            answer();
-        }
-        self.tell(changes.notices, changes.news);
-        for request in nics {
-            self.ask_kernel(request).await;
-        }
-        Ok(())
     }
 
-    /// Passes on what has come of what is done.
-    fn tell(&mut self, notices: Vec<Notice>, news: Vec<News>) {
-        for notice in notices {
-            if self.outlets.notices.try_send(notice).is_err() {
-                self.notices_lost += 1;
+    /// Has what has changed written, if anything has; then it comes about.
+    fn hand_over(&mut self, writer: &Writer) {
+        let mut changes = self.sessions.take_changes();
+        self.retry_some(&mut changes);
+        self.time_some_anew(&mut changes);
+        let batch = (!changes.leave_store_alone()).then(|| self.batch(&changes));
+        let outcome = self.outcome(changes);
+        match batch {
+            Some(batch) => {
+                writer.write(batch);
+                self.in_writing = Some(outcome);
+            }
+            None => {
+                let _mended = self.bring_about(outcome);
             }
         }
-        for news in news {
-            self.publish(What::Lifecycle(news));
-        }
-    }
-
-    fn publish(&self, what: What) {
-        self.outlets.events.publish_now(what);
     }
 
     fn view(&self, now: UnixTime) -> View<'_> {
@@ -434,122 +531,30 @@ impl<S: Store, K: Kernel> Owner<S, K> {
         }
     }
 
-    fn commit(&mut self, changes: &Changes) -> Result<(), StoreError> {
-        if changes.leave_store_alone() {
-            return Ok(());
-        }
+    /// What the store is to learn.
+    fn batch(&self, changes: &Changes) -> Batch {
         let sessions = &self.sessions;
-        let batch = Batch {
+        Batch {
             terminals: changes
                 .terminals
                 .iter()
-                .map(|&id| (id, sessions.terminal(id)))
+                .map(|&id| (id, sessions.terminal(id).cloned()))
                 .collect(),
             slots: changes
                 .slots
                 .iter()
-                .map(|&slot| (slot, sessions.session_in_slot(slot)))
+                .map(|&slot| (slot, sessions.session_in_slot(slot).cloned()))
                 .collect(),
             apps: changes
                 .apps
                 .iter()
-                .map(|name| (name, sessions.app(name)))
+                .map(|name| (name.clone(), sessions.app(name).cloned()))
                 .collect(),
-        };
-        self.store.apply(&batch).inspect_err(|error| {
-            error!(%error, "the controller stops; what is in the data plane goes on being delivered");
-        })
-    }
-
-    /// Brings these policies and sessions to the data plane, or takes them from it.
-    fn update_kernel(
-        &mut self,
-        policies: BTreeSet<NonZeroU16>,
-        changed: BTreeSet<SessionId>,
-        now: UnixTime,
-    ) {
-        let (install, remove): (Vec<_>, Vec<_>) = changed
-            .into_iter()
-            .partition(|&id| self.sessions.authorised(id).is_some());
-        // First, as a slot may have passed from one session to another, and one of a policy from one
-        // application to another.
-        for id in remove {
-            self.kernel.remove(id);
-            self.not_in_kernel.remove(&id);
-            debug!(session = %id, "removed from the data plane");
-        }
-        // Then policies, as sessions refer to them.
-        for slot in policies {
-            self.update_policy(slot);
-        }
-        for id in install {
-            match self.install(id, now) {
-                Ok(()) => {
-                    self.not_in_kernel.remove(&id);
-                }
-                Err(why) => {
-                    // Once for each reason, not each time that it is tried again.
-                    if self.not_in_kernel.get(&id) != Some(&why) {
-                        warn!(session = %id, why, "not in the data plane; it is tried again");
-                        self.not_in_kernel.insert(id, why);
-                    }
-                }
-            }
-        }
-        if self.not_in_kernel.is_empty() && self.policies_not_in_kernel.is_empty() {
-            self.retry_at = None;
-        } else {
-            self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
-        }
-    }
-
-    fn update_policy(&mut self, slot: NonZeroU16) {
-        let Some(app) = self.sessions.app_of_policy_slot(slot) else {
-            self.kernel.remove_policy(slot.get());
-            self.policies_not_in_kernel.remove(&slot);
-            debug!(slot, "removed a policy from the data plane");
-            return;
-        };
-        let Err(error) = self.kernel.set_policy(slot.get(), &app.policy) else {
-            self.policies_not_in_kernel.remove(&slot);
-            return;
-        };
-        let name = &app.name;
-        let why = format!("the policy of application {name} is not in the data plane: {error:#}");
-        if self.policies_not_in_kernel.get(&slot) != Some(&why) {
-            warn!("{why}; it is tried again");
-            self.policies_not_in_kernel.insert(slot, why);
-        }
-    }
-
-    /// Puts an authorised session into the data plane, or says why not.
-    fn install(&mut self, id: SessionId, now: UnixTime) -> Result<(), String> {
-        let Some(authorised) = self.sessions.authorised(id) else {
-            return Ok(());
-        };
-        // Rather not delivered for at all than by other rules than the operator's.
-        if let Some(why) = self.policies_not_in_kernel.get(&authorised.app.policy_slot) {
-            return Err(why.clone());
-        }
-        match image(&authorised, &self.sessions, &self.places, now) {
-            Ok(image) => {
-                self.kernel
-                    .install(&image)
-                    .map_err(|error| format!("{error:#}"))?;
-                debug!(session = %id, device = %image.device, "in the data plane");
-                Ok(())
-            }
-            Err(displaced) => {
-                // An earlier run, with another configuration, may have left it there.
-                self.note_window(id);
-                self.kernel.remove(id);
-                Err(displaced.to_string())
-            }
         }
     }
 }
 
-impl<S: Store, K: Kernel> Warns for Owner<S, K> {
+impl<K: Kernel> Warns for Owner<K> {
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.kernel.warnings();
         if self.notices_lost > 0 {

@@ -31,8 +31,8 @@ pub use events::Told;
 pub use probe::Prober;
 pub use seen::{SessionSeen, WaySeen, WayState};
 pub use settings::{
-    Gtpu, Nic, NicCounters, NicRefusal, NicStatus, Policy, Rate, Realm, RealmLink, Reconfiguration,
-    SessionCounters, SessionImage, SessionTraffic, Settings, TestRun, Tunnel,
+    Found, Gtpu, Nic, NicCounters, NicRefusal, NicStatus, Policy, Rate, Realm, RealmLink,
+    Reconfiguration, SessionCounters, SessionImage, SessionTraffic, Settings, TestRun, Tunnel,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -56,7 +56,6 @@ use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::IpAddr;
-use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -196,13 +195,13 @@ impl Dataplane {
     }
 
     /// Puts a session into the table, or changes its record; the replay window and counters of a
-    /// session that was there stay.
+    /// session that was there stay. Says how it was before.
     ///
     /// # Errors
     ///
     /// The slot isn't in the table, there is no room for another next hop or a previous key, or there is no
     /// local address for its tunnel. What was in the table before stays as it was.
-    pub fn install(&mut self, image: &SessionImage) -> Result<()> {
+    pub fn install(&mut self, image: &SessionImage) -> Result<Found> {
         let id = image.id;
         ensure!(
             id.slot() < self.settings.session_slots,
@@ -224,12 +223,13 @@ impl Dataplane {
         let next_hop = self.next_hops.acquire(id, &target)?;
         let had_previous = self.has_previous_key(id);
         let keep_source = self.settings.keep_source;
-        self.sessions
+        let found = self
+            .sessions
             .install(image, next_hop, keep_source, monotonic_ns());
         if had_previous && image.previous_key.is_none() {
             self.forget_previous_key(id);
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Takes a session out of the table, if it is there: triggers for it are refused from now on.
@@ -371,10 +371,10 @@ impl Dataplane {
         })
     }
 
-    /// What the path has counted for the sessions in these slots, by slot; `None` where there is none.
+    /// What the path has counted for the session in this slot; `None` if there is none.
     #[must_use]
-    pub fn traffic(&self, slots: Range<u32>) -> Vec<Option<SessionTraffic>> {
-        slots.map(|slot| self.sessions.traffic(slot)).collect()
+    pub fn traffic(&self, slot: u32) -> Option<SessionTraffic> {
+        self.sessions.traffic(slot)
     }
 
     /// The replay window of a session; `None` if it isn't there.

@@ -59,7 +59,12 @@ async fn beats(controller: &Controller, period: Duration, mut beat: impl FnMut(&
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match controller.observe(|view| status(&view)).await {
+        let answer = async {
+            // Also by way of the store.
+            controller.apply(|_, _| ()).await?;
+            controller.observe(|view| status(&view)).await
+        };
+        match answer.await {
             Ok(status) => beat(&status),
             Err(stopped) => return stopped,
         }

@@ -25,6 +25,7 @@ mod limits;
 mod news;
 mod notices;
 mod operator;
+mod pieces;
 mod queries;
 mod rates;
 pub mod records;
@@ -46,11 +47,12 @@ pub use restore::RestoreError;
 pub use transfer::{Fit, Misfit, Moved};
 
 use attempts::Attempts;
+use pieces::{LiveSessions, Terminals};
 use push_common::replay::WORDS;
 use push_common::wire::SessionId;
 use records::{
-    App, AppName, CredentialId, EndCause, EndpointName, InstanceName, Left, OperativeState, Path,
-    RealmName, RegistrationId, Session, SessionState, Terminal, UnixTime,
+    App, AppName, CredentialId, EndCause, EndpointName, Left, OperativeState, Path, RealmName,
+    RegistrationId, Session, SessionState, Terminal, UnixTime,
 };
 use slots::Slots;
 use std::collections::btree_map::Entry;
@@ -119,8 +121,7 @@ impl Changes {
 
 struct TerminalEntry {
     record: Terminal,
-    /// The sessions that aren't over.
-    sessions: BTreeMap<(AppName, InstanceName), SessionId>,
+    sessions: LiveSessions,
 }
 
 struct AppEntry {
@@ -142,7 +143,7 @@ enum Due {
 pub struct Sessions {
     limits: Limits,
     // Trees, for all that there may be a million of: a table that has to grow does so at once.
-    terminals: BTreeMap<RegistrationId, TerminalEntry>,
+    terminals: Terminals,
     endpoints: BTreeMap<EndpointName, RegistrationId>,
     apps: BTreeMap<AppName, AppEntry>,
     /// Whose policy is in which slot.
@@ -198,6 +199,13 @@ impl Sessions {
         } else {
             Some(UnixTime::from_millis(0))
         }
+    }
+
+    /// How many records have changed since changes were last taken, and how much has happened, together.
+    #[must_use]
+    pub fn changes_waiting(&self) -> usize {
+        let changes = &self.changes;
+        changes.terminals.len() + changes.slots.len() + changes.news.len()
     }
 
     /// What has changed since this was last called.
@@ -301,7 +309,7 @@ impl Sessions {
         entry.record.lifetime = lifetime;
         entry.record.state = OperativeState::First { expires };
         self.changes.terminals.insert(id);
-        for &session in entry.sessions.values() {
+        for session in entry.sessions.ids() {
             if self
                 .slots
                 .get(session)
@@ -344,7 +352,7 @@ impl Sessions {
     ) -> Option<EndpointName> {
         let entry = self.terminals.get(&id)?;
         let path = entry.record.path.clone();
-        for session in entry.sessions.values().copied().collect::<Vec<_>>() {
+        for session in entry.sessions.ids().collect::<Vec<_>>() {
             self.end(now, session, cause);
         }
         self.vacate(id, &path);

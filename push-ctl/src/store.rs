@@ -51,6 +51,7 @@ use std::io;
 use std::num::NonZeroU16;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use tracing::info;
 
 /// Version of the store as a whole.
@@ -83,18 +84,36 @@ pub trait Store: Send + 'static {
     /// # Errors
     ///
     /// [`StoreError`]; nothing more should be asked of the store then.
-    fn apply(&mut self, batch: &Batch<'_>) -> Result<(), StoreError>;
+    fn apply(&mut self, batch: &Batch) -> Result<(), StoreError>;
 }
 
 /// Records to be put into the store, or, where there is none, to be deleted from it.
 #[derive(Debug, Default)]
-pub struct Batch<'a> {
+pub struct Batch {
     /// Terminals by registration id.
-    pub terminals: Vec<(RegistrationId, Option<&'a Terminal>)>,
+    pub terminals: Vec<(RegistrationId, Option<Terminal>)>,
     /// Sessions by slot.
-    pub slots: Vec<(u32, Option<&'a Session>)>,
+    pub slots: Vec<(u32, Option<Session>)>,
     /// Applications by name.
-    pub apps: Vec<(&'a AppName, Option<&'a App>)>,
+    pub apps: Vec<(AppName, Option<App>)>,
+}
+
+impl Batch {
+    /// All that an image has.
+    fn of(image: &Image) -> Self {
+        let terminals = image.terminals.iter().cloned();
+        let sessions = image.sessions.iter().cloned();
+        let apps = image.apps.iter().cloned();
+        Self {
+            terminals: terminals
+                .map(|terminal| (terminal.id, Some(terminal)))
+                .collect(),
+            slots: sessions
+                .map(|session| (session.id.slot(), Some(session)))
+                .collect(),
+            apps: apps.map(|app| (app.name.clone(), Some(app))).collect(),
+        }
+    }
 }
 
 /// What is wrong with a store. The file is as it was before.
@@ -168,6 +187,8 @@ pub struct RedbStore {
     database: Database,
     path: PathBuf,
     kek: Option<KeyEncryptionKey>,
+    /// What was read in the rehearsal, until somebody takes it: to read a million records takes seconds.
+    rehearsed: Mutex<Option<Image>>,
     /// Holds the lock that keeps a second daemon out of the directory.
     _lock: File,
 }
@@ -187,7 +208,7 @@ impl RedbStore {
             .map_err(io("create", state_dir))?;
         let path = state_dir.join(FILE_NAME);
         let lock = lock(state_dir)?;
-        match OpenOptions::new().read(true).write(true).open(&path) {
+        let image = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => {
                 let found = rehearse(file, &path, kek.as_ref())?;
                 if found.version < VERSION || found.is_encrypted != kek.is_some() {
@@ -199,12 +220,14 @@ impl RedbStore {
                         "the store was written anew"
                     );
                 }
+                found.image
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 write_anew(state_dir, &Image::default(), kek.as_ref())?;
+                Image::default()
             }
             Err(error) => return Err(io("open", &path)(error)),
-        }
+        };
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
             .open(&path)
@@ -213,6 +236,7 @@ impl RedbStore {
             database,
             path,
             kek,
+            rehearsed: Mutex::new(Some(image)),
             _lock: lock,
         })
     }
@@ -243,10 +267,19 @@ impl RedbStore {
 
 impl Store for RedbStore {
     fn load(&self) -> Result<Image, StoreError> {
-        read(&self.database, &self.path, self.kek.as_ref()).map(|found| found.image)
+        let rehearsed = self.rehearsed.lock();
+        match rehearsed.unwrap_or_else(PoisonError::into_inner).take() {
+            Some(image) => Ok(image),
+            None => read(&self.database, &self.path, self.kek.as_ref()).map(|found| found.image),
+        }
     }
 
-    fn apply(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
+    fn apply(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        // It is no longer what there is.
+        *self
+            .rehearsed
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner) = None;
         write(&self.database, batch, self.kek.as_ref()).map_err(|cause| StoreError::Write {
             path: self.path.clone(),
             cause: Box::new(cause),
@@ -283,7 +316,7 @@ fn lock(state_dir: &Path) -> Result<File, StoreError> {
 
 fn write(
     database: &Database,
-    batch: &Batch<'_>,
+    batch: &Batch,
     kek: Option<&KeyEncryptionKey>,
 ) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
@@ -294,7 +327,7 @@ fn write(
 
 fn put(
     transaction: &WriteTransaction,
-    batch: &Batch<'_>,
+    batch: &Batch,
     kek: Option<&KeyEncryptionKey>,
 ) -> Result<(), redb::Error> {
     {
@@ -342,15 +375,7 @@ fn write_anew(
         .mode(0o600)
         .open(&unfinished);
     let file = file.map_err(io("create", &unfinished))?;
-    let batch = Batch {
-        terminals: image.terminals.iter().map(|t| (t.id, Some(t))).collect(),
-        slots: image
-            .sessions
-            .iter()
-            .map(|session| (session.id.slot(), Some(session)))
-            .collect(),
-        apps: image.apps.iter().map(|a| (&a.name, Some(a))).collect(),
-    };
+    let batch = Batch::of(image);
     let made = || -> Result<(), redb::Error> {
         let database = Database::builder().create_with_backend(FileBackend::new(file)?)?;
         let transaction = database.begin_write()?;

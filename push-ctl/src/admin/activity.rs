@@ -208,7 +208,7 @@ fn look(
     end: u32,
     before: Option<Vec<Option<SessionTraffic>>>,
 ) -> Chunk {
-    let by_slot = view.kernel.traffic(from..end);
+    let by_slot: Vec<_> = (from..end).map(|slot| view.kernel.traffic(slot)).collect();
     let mut busiest = Vec::new();
     let mut apps: HashMap<AppName, (Moved, usize)> = HashMap::new();
     let mut before = before.map(Vec::into_iter);
@@ -254,6 +254,7 @@ fn moved(before: Option<SessionTraffic>, now: &SessionTraffic) -> Moved {
         packets: 0,
         bytes: 0,
         refused: 0,
+        last_delivered_ns: 0,
     });
     Moved {
         packets: now.packets.saturating_sub(before.packets),

@@ -24,10 +24,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Terminals that are looked at while others wait, and sessions that are taken along, about.
-const LOOKED_AT_ONCE: usize = 1024;
+const LOOKED_AT_ONCE: usize = 512;
 
-/// Terminals, and sessions, that are taken up at once, about: a fraction of what devices may ask for at once.
-const TAKEN_AT_ONCE: usize = 128;
+/// Terminals, and sessions, that are taken up while others wait, about.
+const TAKEN_AT_ONCE: usize = 64;
+
+/// How many times so many wait to be taken up, so that they share commits: a fraction of what devices may wait for.
+const WAITING: usize = 16;
 
 /// How many things that are in the way are told of.
 const TOLD: usize = 10;
@@ -329,27 +332,16 @@ async fn take_up(
     // Those with the lowest slots first, so that slots come into use in order.
     moved.sort_by_key(|moved| moved.sessions.iter().map(|session| session.id.slot()).min());
     let ranges: Vec<_> = ranges(&moved, TAKEN_AT_ONCE).collect();
+    let mut moved = moved.into_iter();
+    let parts = ranges.into_iter().map(|range| {
+        let some = moved.by_ref().take(range.len()).collect();
+        take_up_some(controller, some)
+    });
     let mut all = Fit::default();
     let mut left_out = Vec::new();
-    let mut moved = moved.into_iter();
-    for range in ranges {
-        let some: Vec<_> = moved.by_ref().take(range.len()).collect();
-        let sessions = some.iter().flat_map(|moved| &moved.sessions);
-        let highest = sessions
-            .map(|session| session.id)
-            .max_by_key(|id| id.slot());
-        if let Some(highest) = highest {
-            while !controller
-                .apply(move |sessions, _| sessions.make_room(highest))
-                .await?
-            {}
-        }
-        let taken = controller.apply(move |sessions, now| {
-            let some = some.into_iter();
-            some.map(|moved| sessions.take_up(now, moved))
-                .collect::<Vec<_>>()
-        });
-        for taken in taken.await? {
+    let mut taken = stream::iter(parts).buffered(WAITING);
+    while let Some(taken) = taken.next().await {
+        for taken in taken? {
             match taken {
                 Ok(fit) => all += fit,
                 Err(misfits) => left_out.extend(misfits.iter().map(Misfit::to_string)),
@@ -357,6 +349,28 @@ async fn take_up(
         }
     }
     Ok((all, left_out))
+}
+
+/// Takes up some, as soon as there is room for them.
+async fn take_up_some(
+    controller: &Controller,
+    mut some: Vec<Moved>,
+) -> Result<Vec<Result<Fit, Vec<Misfit>>>, Stopped> {
+    loop {
+        let taken = controller.apply(move |sessions, now| {
+            let ids = some.iter().flat_map(|moved| &moved.sessions);
+            let highest = ids.map(|session| session.id).max_by_key(|id| id.slot());
+            if highest.is_some_and(|highest| !sessions.make_room(highest)) {
+                return Err(some);
+            }
+            let taken = some.into_iter();
+            Ok(taken.map(|moved| sessions.take_up(now, moved)).collect())
+        });
+        match taken.await? {
+            Ok(taken) => return Ok(taken),
+            Err(not_yet) => some = not_yet,
+        }
+    }
 }
 
 /// Terminals that belong together so that there are about `at_once` of them, or of their sessions.

@@ -1,18 +1,17 @@
 //! What the controller needs of a data plane.
 
 use crate::dataplane::{
-    Captures, Dataplane, Nic, NicCounters, NicRefusal, NicStatus, Policy, Reconfiguration,
+    Captures, Dataplane, Found, Nic, NicCounters, NicRefusal, NicStatus, Policy, Reconfiguration,
     SessionCounters, SessionImage, SessionSeen, SessionTraffic, Told,
 };
 use push_common::replay::WORDS;
 use push_common::wire::SessionId;
 use std::net::IpAddr;
-use std::ops::Range;
 use std::pin::Pin;
 use std::time::Duration;
 
 /// The kernel's answer about the NICs, to come.
-pub type NicsFuture<'a> = Pin<Box<dyn Future<Output = anyhow::Result<Vec<NicStatus>>> + 'a>>;
+pub type NicsFuture = Pin<Box<dyn Future<Output = anyhow::Result<Vec<NicStatus>>> + Send>>;
 
 /// Whether a NIC was attached or detached, to come.
 pub type NicFuture<'a> = Pin<Box<dyn Future<Output = Result<(), NicRefusal>> + 'a>>;
@@ -33,12 +32,12 @@ pub trait Kernel: Send + 'static {
     fn set_policy(&mut self, slot: u16, policy: &Policy) -> anyhow::Result<()>;
     /// Has nothing in this slot any more. No session refers to it.
     fn remove_policy(&mut self, slot: u16);
-    /// Delivers for this session from now on, or changes how. The policy it refers to is there.
+    /// Delivers for this session from now on, or changes how; says how it was before. The policy it refers to is there.
     ///
     /// # Errors
     ///
     /// The data plane's refusal.
-    fn install(&mut self, image: &SessionImage) -> anyhow::Result<()>;
+    fn install(&mut self, image: &SessionImage) -> anyhow::Result<Found>;
     /// Delivers no more for this session, if it did.
     fn remove(&mut self, id: SessionId);
     /// All policies and sessions that there are have been set and installed.
@@ -47,8 +46,8 @@ pub trait Kernel: Send + 'static {
     fn installed(&self) -> Vec<SessionId>;
     /// What was delivered for a session; `None` if it isn't there.
     fn session_counters(&self, id: SessionId) -> Option<SessionCounters>;
-    /// What was delivered for the sessions in these slots, by slot; `None` where there is none.
-    fn traffic(&self, slots: Range<u32>) -> Vec<Option<SessionTraffic>>;
+    /// What was delivered for the session in this slot; `None` if there is none.
+    fn traffic(&self, slot: u32) -> Option<SessionTraffic>;
     /// About the highest sequence number that was accepted for a session, at most 127 below it; `None` if
     /// the session isn't there.
     fn newest_sequence(&self, id: SessionId) -> Option<u64>;
@@ -71,8 +70,8 @@ pub trait Kernel: Send + 'static {
     fn reattach(&mut self, retry: bool) -> ChangedFuture<'_>;
     /// What the path has told while news were waited for, and wasn't taken since.
     fn take_told(&mut self) -> Vec<Told>;
-    /// What the kernel says about the NICs.
-    fn nics(&self) -> NicsFuture<'_>;
+    /// What the kernel says about the NICs. It is asked when this is waited for, which need not be here.
+    fn nics(&self) -> NicsFuture;
     /// Attaches to one more NIC.
     fn attach_nic(&mut self, nic: Nic) -> NicFuture<'_>;
     /// Detaches from a NIC.
@@ -108,7 +107,7 @@ impl Kernel for Dataplane {
         Self::remove_policy(self, slot);
     }
 
-    fn install(&mut self, image: &SessionImage) -> anyhow::Result<()> {
+    fn install(&mut self, image: &SessionImage) -> anyhow::Result<Found> {
         Self::install(self, image)
     }
 
@@ -128,8 +127,8 @@ impl Kernel for Dataplane {
         Self::session_counters(self, id)
     }
 
-    fn traffic(&self, slots: Range<u32>) -> Vec<Option<SessionTraffic>> {
-        Self::traffic(self, slots)
+    fn traffic(&self, slot: u32) -> Option<SessionTraffic> {
+        Self::traffic(self, slot)
     }
 
     fn newest_sequence(&self, id: SessionId) -> Option<u64> {
@@ -164,7 +163,7 @@ impl Kernel for Dataplane {
         Self::take_told(self)
     }
 
-    fn nics(&self) -> NicsFuture<'_> {
+    fn nics(&self) -> NicsFuture {
         Box::pin(Self::nics(self))
     }
 

@@ -1,13 +1,11 @@
-//! What is asked about NICs, and asked of them: the kernel answers, while everything else waits.
+//! What is asked of NICs: the kernel answers, while everything else waits.
 
-use super::{Kernel, Owner, Store};
-use crate::dataplane::{Nic, NicRefusal, NicStatus, Reconfiguration};
+use super::{Kernel, Owner};
+use crate::dataplane::{Nic, NicRefusal, Reconfiguration};
 use tokio::sync::oneshot;
 
 /// A request about NICs, and where the answer goes.
 pub(super) enum NicRequest {
-    /// What the kernel says about them.
-    List(oneshot::Sender<anyhow::Result<Vec<NicStatus>>>),
     /// Attach to one more.
     Attach(Nic, oneshot::Sender<Result<(), NicRefusal>>),
     /// Detach from one.
@@ -16,11 +14,10 @@ pub(super) enum NicRequest {
     Reconfigure(Reconfiguration, oneshot::Sender<anyhow::Result<()>>),
 }
 
-impl<S: Store, K: Kernel> Owner<S, K> {
+impl<K: Kernel> Owner<K> {
     pub(super) async fn ask_kernel(&mut self, request: NicRequest) {
         // Who asked may have gone away meanwhile.
         match request {
-            NicRequest::List(sender) => drop(sender.send(self.kernel.nics().await)),
             NicRequest::Attach(nic, sender) => {
                 let result = self.kernel.attach_nic(nic).await;
                 self.tell_trigger_addresses();

@@ -1,7 +1,8 @@
 //! What only the data plane knows of sessions, looked at some at a time.
 
+use super::writer::Writer;
 use super::{Kernel, Owner};
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
 use push_common::replay::SEQUENCE_BITS;
 use push_common::wire::SessionId;
 use std::time::Duration;
@@ -18,7 +19,7 @@ const ROUND_WINDOWS: usize = 512;
 /// A session whose sequence numbers have come this far is to be renewed: 15/16 of those there are.
 pub(super) const RENEW_AT: u64 = (1 << SEQUENCE_BITS) / 16 * 15;
 
-impl<S: Store, K: Kernel> Owner<S, K> {
+impl<K: Kernel> Owner<K> {
     /// Looks at some sessions, the next ones each time: those whose sequence numbers are nearly used up
     /// are to be requested anew, and replay windows that have moved go to the store.
     pub(super) fn look_round(&mut self) {
@@ -53,7 +54,7 @@ impl<S: Store, K: Kernel> Owner<S, K> {
 
     /// Has the store know all replay windows as they are now, so that a data plane that begins anew accepts no
     /// trigger again. It goes on for as long as there are sessions, but holds little at a time.
-    pub(super) fn write_windows(&mut self) -> Result<(), StoreError> {
+    pub(super) async fn write_windows(&mut self, writer: &mut Writer) -> Result<(), StoreError> {
         let slots = self.sessions.slots_used();
         for begin in (0..slots).step_by(ROUND_SLOTS as usize) {
             for slot in begin..begin.saturating_add(ROUND_SLOTS).min(slots) {
@@ -66,7 +67,10 @@ impl<S: Store, K: Kernel> Owner<S, K> {
                 }
             }
             let changes = self.sessions.take_changes();
-            self.commit(&changes)?;
+            if !changes.leave_store_alone() {
+                writer.write(self.batch(&changes));
+                writer.written().await?;
+            }
         }
         Ok(())
     }

@@ -1,8 +1,10 @@
+mod turns;
+
 use super::rounds::RENEW_AT;
 use super::*;
 use crate::credentials::ApiKey;
 use crate::dataplane::{
-    Captures, NicCounters, Policy, Rate, SessionCounters, SessionImage, SessionSeen,
+    Captures, Found, NicCounters, Policy, Rate, SessionCounters, SessionImage, SessionSeen,
     SessionTraffic, Told, Tunnel,
 };
 use crate::sessions::records::{AppName, Path, RealmName, RegistrationId};
@@ -13,7 +15,6 @@ use push_common::verdict::Verdict;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
@@ -45,6 +46,11 @@ pub(crate) struct State {
     pub(crate) image: Image,
     pub(crate) commits: usize,
     pub(crate) disk_full: bool,
+    /// Whether what is written stays unwritten, and something is.
+    disk_hangs: bool,
+    is_writing: bool,
+    /// Records in the commit that had most of them.
+    largest_commit: usize,
     /// How long the machine has been asleep.
     pub(crate) suspended: Duration,
     /// What devices are to be told.
@@ -78,7 +84,21 @@ impl World {
     }
 
     pub(crate) fn start_with(&self, places: Places) -> (Controller, Ended) {
-        let sessions = Sessions::restore(LIMITS, self.load().unwrap()).unwrap();
+        self.start_all(
+            Sessions::restore(LIMITS, self.load().unwrap()).unwrap(),
+            places,
+        )
+    }
+
+    /// With these, which no store has.
+    pub(crate) fn start_of(&self, sessions: Sessions) -> Controller {
+        let gateway = ["10.255.0.1:5683".parse().unwrap()];
+        let places = Places::new(&gateway).and_realm(&realm("cars"), &gateway);
+        let places = places.and_realm(&realm("meters"), &gateway);
+        self.start_all(sessions, places).0
+    }
+
+    fn start_all(&self, sessions: Sessions, places: Places) -> (Controller, Ended) {
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::resume(folder.path());
         start(
@@ -98,8 +118,15 @@ impl Store for World {
         Ok(self.state().image.clone())
     }
 
-    fn apply(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
+    fn apply(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        self.state().is_writing = true;
+        while self.state().disk_hangs {
+            std::thread::yield_now();
+        }
         let mut state = self.state();
+        state.is_writing = false;
+        let records = batch.terminals.len() + batch.slots.len() + batch.apps.len();
+        state.largest_commit = state.largest_commit.max(records);
         if state.disk_full {
             let cause = Box::new(redb::Error::Io(std::io::ErrorKind::StorageFull.into()));
             return Err(StoreError::Write {
@@ -109,17 +136,17 @@ impl Store for World {
         }
         state.commits += 1;
         let image = &mut state.image;
-        for &(id, terminal) in &batch.terminals {
-            image.terminals.retain(|terminal| terminal.id != id);
-            image.terminals.extend(terminal.cloned());
+        for (id, terminal) in &batch.terminals {
+            image.terminals.retain(|terminal| terminal.id != *id);
+            image.terminals.extend(terminal.clone());
         }
-        for &(slot, session) in &batch.slots {
-            image.sessions.retain(|session| session.id.slot() != slot);
-            image.sessions.extend(session.cloned());
+        for (slot, session) in &batch.slots {
+            image.sessions.retain(|session| session.id.slot() != *slot);
+            image.sessions.extend(session.clone());
         }
-        for &(name, app) in &batch.apps {
+        for (name, app) in &batch.apps {
             image.apps.retain(|app| app.name != *name);
-            image.apps.extend(app.cloned());
+            image.apps.extend(app.clone());
         }
         Ok(())
     }
@@ -140,7 +167,7 @@ impl Kernel for World {
         state.policies.remove(&slot);
     }
 
-    fn install(&mut self, image: &SessionImage) -> anyhow::Result<()> {
+    fn install(&mut self, image: &SessionImage) -> anyhow::Result<Found> {
         let mut state = self.state();
         anyhow::ensure!(!state.refuses, "told to refuse");
         assert!(
@@ -149,8 +176,12 @@ impl Kernel for World {
             image.policy,
             image.id
         );
-        state.kernel.insert(image.id, image.clone());
-        Ok(())
+        let before = state.kernel.insert(image.id, image.clone());
+        Ok(match before {
+            None => Found::Nothing,
+            Some(before) if before.key == image.key => Found::Same,
+            Some(_) => Found::Different,
+        })
     }
 
     fn remove(&mut self, id: SessionId) {
@@ -176,20 +207,18 @@ impl Kernel for World {
         self.state().kernel.contains_key(&id).then_some(counters)
     }
 
-    fn traffic(&self, slots: Range<u32>) -> Vec<Option<SessionTraffic>> {
+    fn traffic(&self, slot: u32) -> Option<SessionTraffic> {
         let state = self.state();
-        let of = |slot| {
-            let mut ids = state.kernel.keys();
-            let id = *ids.find(|id| id.slot() == slot)?;
-            let (packets, refused) = state.traffic.get(&slot).copied().unwrap_or_default();
-            Some(SessionTraffic {
-                id,
-                packets,
-                bytes: packets * 100,
-                refused,
-            })
-        };
-        slots.map(of).collect()
+        let mut ids = state.kernel.keys();
+        let id = *ids.find(|id| id.slot() == slot)?;
+        let (packets, refused) = state.traffic.get(&slot).copied().unwrap_or_default();
+        Some(SessionTraffic {
+            id,
+            packets,
+            bytes: packets * 100,
+            refused,
+            last_delivered_ns: packets,
+        })
     }
 
     fn newest_sequence(&self, id: SessionId) -> Option<u64> {
@@ -241,7 +270,7 @@ impl Kernel for World {
         }])
     }
 
-    fn nics(&self) -> NicsFuture<'_> {
+    fn nics(&self) -> NicsFuture {
         let nic = NicStatus {
             name: "eth1".to_owned(),
             index: 2,
@@ -608,7 +637,7 @@ async fn requests_that_wait_share_a_commit() {
             })
         })
         .collect();
-    while controller.requests.capacity() > QUEUE_LEN - 100 {
+    while controller.operations.capacity() > QUEUE_LEN - 100 {
         tokio::task::yield_now().await;
     }
     go.send(()).unwrap();

@@ -68,7 +68,7 @@ pub(super) struct NextHops {
     by_place: BTreeSet<(u32, Prefix, u16)>,
     by_neighbour: HashMap<Neighbour, BTreeSet<u16>>,
     /// By realm and address that the way is to.
-    sessions: HashMap<SessionId, (u32, IpAddr)>,
+    sessions: BTreeMap<SessionId, (u32, IpAddr)>,
     seats: BTreeMap<(u32, IpAddr, SessionId), u16>,
     /// Next hops that sessions of a process before this one refer to, by what stands there.
     adopted: HashMap<[u8; size_of::<NextHopRecord>()], Vec<u16>>,
@@ -113,7 +113,7 @@ impl NextHops {
             by_class: HashMap::new(),
             by_place: BTreeSet::new(),
             by_neighbour: HashMap::new(),
-            sessions: HashMap::new(),
+            sessions: BTreeMap::new(),
             seats: BTreeMap::new(),
             adopted: HashMap::new(),
             asking: Asking::new(),

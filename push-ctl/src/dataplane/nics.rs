@@ -122,35 +122,14 @@ impl Dataplane {
             .collect()
     }
 
-    /// How the program is attached, asked of the kernel now.
+    /// How the program is attached, asked of the kernel when it is waited for. Whoever does that needs nothing of
+    /// this for it: the kernel may take its time, as long as some other change of a link goes on.
     ///
     /// # Errors
     ///
     /// The kernel can't be asked.
-    pub async fn nics(&self) -> Result<Vec<NicStatus>> {
-        let mut all = Vec::new();
-        for attached in &self.attached {
-            let link = attached
-                .link
-                .info()
-                .context("cannot ask the kernel about a link")?;
-            let seen = netlink::attached_program(attached.interface).await?;
-            let mode = seen
-                .filter(|seen| seen.program_id == link.program_id())
-                .map_or("none", |seen| seen.mode);
-            all.push(NicStatus {
-                name: attached.nic.name.clone(),
-                index: attached.interface,
-                takes_triggers: attached.nic.takes_triggers(),
-                takes_acks: attached.nic.takes_acks,
-                trigger_addresses: attached.nic.trigger_addresses().collect(),
-                mode,
-                program_id: link.program_id(),
-                link_id: link.id(),
-                adopted: attached.adopted,
-            });
-        }
-        Ok(all)
+    pub fn nics(&self) -> impl Future<Output = Result<Vec<NicStatus>>> + Send + use<> {
+        nics(self.attached.clone())
     }
 
     /// From how it is to how it is to be. Detaching comes last, as it can't be taken back without a trace.
@@ -323,4 +302,30 @@ pub(super) fn interface_index(name: &str) -> Result<u32> {
     nix::net::if_::if_nametoindex(name).map_err(|_| {
         anyhow!("there is no NIC {name} in this network namespace; `ip -br link` lists them, and `name` in [[nic]] picks one")
     })
+}
+
+async fn nics(attached: Vec<Arc<Attached>>) -> Result<Vec<NicStatus>> {
+    let mut all = Vec::new();
+    for attached in attached {
+        let link = attached
+            .link
+            .info()
+            .context("cannot ask the kernel about a link")?;
+        let seen = netlink::attached_program(attached.interface).await?;
+        let mode = seen
+            .filter(|seen| seen.program_id == link.program_id())
+            .map_or("none", |seen| seen.mode);
+        all.push(NicStatus {
+            name: attached.nic.name.clone(),
+            index: attached.interface,
+            takes_triggers: attached.nic.takes_triggers(),
+            takes_acks: attached.nic.takes_acks,
+            trigger_addresses: attached.nic.trigger_addresses().collect(),
+            mode,
+            program_id: link.program_id(),
+            link_id: link.id(),
+            adopted: attached.adopted,
+        });
+    }
+    Ok(all)
 }

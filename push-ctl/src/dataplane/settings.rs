@@ -226,7 +226,18 @@ pub struct SessionCounters {
     pub round_trip: Option<Duration>,
 }
 
-/// The part of [`SessionCounters`] that rates are made of, and whose it is.
+/// How a session was found in the table when it was to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It wasn't there.
+    Nothing,
+    /// As it was to be, but for what changes by itself: how long it is to last, and the next hop.
+    Same,
+    /// With another key, for another device, or by other rules.
+    Different,
+}
+
+/// The part of [`SessionCounters`] that rates are made of and sessions are sorted by, and whose it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionTraffic {
     /// The session.
@@ -237,6 +248,8 @@ pub struct SessionTraffic {
     pub bytes: u64,
     /// Triggers that the application's policy refused.
     pub refused: u32,
+    /// When the last one was delivered, in nanoseconds of `CLOCK_MONOTONIC`, as coarse as a tick; 0 if none was.
+    pub last_delivered_ns: u64,
 }
 
 /// What a NIC has counted, summed up over CPUs.

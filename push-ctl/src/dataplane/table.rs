@@ -8,7 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{SessionImage, SessionTraffic};
+use super::{Found, SessionImage, SessionTraffic};
 use anyhow::{Context, Result};
 use bytemuck::Zeroable;
 use memmap2::{MmapOptions, MmapRaw};
@@ -70,9 +70,9 @@ impl SessionTable {
         next_hop: u16,
         keep_source: bool,
         now_ns: u64,
-    ) {
+    ) -> Found {
         let Some(record) = self.record(image.id.slot()) else {
-            return;
+            return Found::Nothing;
         };
         let new = first_line(image, next_hop, keep_source, now_ns);
 
@@ -97,16 +97,27 @@ impl SessionTable {
                 write_fields(record, &new);
                 control_word(record).store(bytemuck::must_cast(final_control), Ordering::Release);
                 generation(record).store(image.id.generation(), Ordering::Release);
-                return;
+                return Found::Nothing;
             }
 
             expires(record).store(new.expires_tick, Ordering::Relaxed);
-            let is_same = before == new.control.with_version(before.version())
-                && (&raw const (*record).key).read() == new.key
-                && (&raw const (*record).device_address).read() == new.device_address
-                && (&raw const (*record).teid).read() == new.teid;
-            if is_same {
-                return;
+            let is_same_by = |next_hop| {
+                let control = SessionControl {
+                    next_hop,
+                    ..new.control
+                };
+                before == control.with_version(before.version())
+                    && (&raw const (*record).key).read() == new.key
+                    && (&raw const (*record).device_address).read() == new.device_address
+                    && (&raw const (*record).teid).read() == new.teid
+            };
+            let found = if is_same_by(before.next_hop) {
+                Found::Same
+            } else {
+                Found::Different
+            };
+            if is_same_by(next_hop) {
+                return found;
             }
             let staged = self.staged();
             write_fields(staged, &new);
@@ -123,6 +134,7 @@ impl SessionTable {
             // From here on, they see it here.
             control_word(record).store(bytemuck::must_cast(final_control), Ordering::Release);
             fence(Ordering::SeqCst);
+            found
         }
     }
 
@@ -198,11 +210,10 @@ impl SessionTable {
         let record = self.live(id)?;
         // SAFETY: as in `install`; each field is a word that the program writes at once.
         unsafe {
-            let last_tick = activity::last_tick((&raw const (*record).activity).read_volatile());
             Some(Activity {
                 packets: (&raw const (*record).packets).read_volatile(),
                 bytes: (&raw const (*record).bytes).read_volatile(),
-                last_delivered_ns: u64::from(last_tick) * TICK_NS,
+                last_delivered_ns: last_delivered_ns(record),
                 refused: (&raw const (*record).refused).read_volatile(),
                 acknowledged: (&raw const (*record).acknowledged).read_volatile(),
                 round_trip_us: (&raw const (*record).round_trip_us).read_volatile(),
@@ -222,6 +233,7 @@ impl SessionTable {
                     packets: (&raw const (*record).packets).read_volatile(),
                     bytes: (&raw const (*record).bytes).read_volatile(),
                     refused: (&raw const (*record).refused).read_volatile(),
+                    last_delivered_ns: last_delivered_ns(record),
                 }),
             }
         }
@@ -335,6 +347,15 @@ unsafe fn write_fields(record: *mut SessionRecord, new: &SessionRecord) {
         (&raw mut (*record).device_address).write_volatile(new.device_address);
         (&raw mut (*record).teid).write_volatile(new.teid);
     }
+}
+
+/// # Safety
+///
+/// `record` must be in the map.
+unsafe fn last_delivered_ns(record: *mut SessionRecord) -> u64 {
+    // SAFETY: the caller's promise; the program writes the word at once.
+    let activity = unsafe { (&raw const (*record).activity).read_volatile() };
+    u64::from(activity::last_tick(activity)) * TICK_NS
 }
 
 /// # Safety

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 
 /// Sessions of an application that end before it is somebody else's turn.
-const ENDED_AT_ONCE: usize = 512;
+const ENDED_AT_ONCE: usize = 64;
 
 impl Sessions {
     /// An application's server, which has identified itself by `credential`, proves to hold a token of a

@@ -159,14 +159,11 @@ impl Sessions {
         } = request;
         let entry = self.provisioned_at(now, terminal, from)?;
         let lifetime = remaining(&entry.record, now);
-        let replaced = entry
-            .sessions
-            .get(&(app.clone(), instance.clone()))
-            .copied();
+        let replaced = entry.sessions.get(&(app.clone(), instance.clone()));
         let live_on_terminal = entry.sessions.len();
         let of_app_on_terminal = entry
             .sessions
-            .keys()
+            .purposes()
             .filter(|(other, _)| *other == app)
             .count();
         let of = self.apps.get(&app).ok_or(DeviceRefusal::UnknownApp)?;

@@ -1,14 +1,14 @@
 //! What others get to see.
 
 use super::records::{
-    App, AppName, Credential, CredentialId, RealmName, RegistrationId, Session, SessionState,
-    Terminal, Tokens, UnixTime,
+    App, AppName, Credential, CredentialId, EndpointName, OperativeState, RealmName,
+    RegistrationId, Session, SessionState, Terminal, Tokens, UnixTime,
 };
-use super::{Counts, Population, Sessions, remaining};
+use super::{Counts, Population, Sessions};
 use push_common::wire::SessionId;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
-use std::ops::Bound;
+use std::ops::{Bound, RangeInclusive};
 use std::time::Duration;
 
 /// A session that the data plane is to deliver for, and what belongs to it.
@@ -33,7 +33,7 @@ impl Sessions {
             SessionState::Authorised(tokens) => Some(Authorised {
                 session,
                 tokens,
-                terminal: self.terminal(session.terminal)?,
+                terminal: self.terminal_of(session)?,
                 app: self.app(&session.app)?,
             }),
             SessionState::Requested(_) | SessionState::Ended { .. } => None,
@@ -73,9 +73,53 @@ impl Sessions {
         &self,
         after: Option<RegistrationId>,
     ) -> impl Iterator<Item = &Terminal> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let terminals = self.terminals.range((from, Bound::Unbounded));
-        terminals.map(|(_, entry)| &entry.record)
+        self.terminals.after(after).map(|entry| &entry.record)
+    }
+
+    /// The terminal of a session, also if that is over, if it is still known. It takes no search.
+    #[must_use]
+    pub fn terminal_of(&self, session: &Session) -> Option<&Terminal> {
+        let place = self.slots.terminal_place(session.id.slot());
+        let there = place.and_then(|place| self.terminals.at(place));
+        there
+            .map(|entry| &entry.record)
+            .filter(|terminal| terminal.id == session.terminal)
+            // One that has gone may have come back, elsewhere.
+            .or_else(|| self.terminal(session.terminal))
+    }
+
+    /// Places of terminals that were ever used: those below this one.
+    #[must_use]
+    pub fn terminal_places_used(&self) -> u32 {
+        self.terminals.places_used()
+    }
+
+    /// The terminal at a place, where it stays for as long as it is known, and how many sessions of it aren't over.
+    #[must_use]
+    pub fn terminal_at(&self, place: u32) -> Option<(&Terminal, usize)> {
+        let entry = self.terminals.at(place)?;
+        Some((&entry.record, entry.sessions.len()))
+    }
+
+    /// The terminal that calls itself so.
+    #[must_use]
+    pub fn terminal_of_endpoint(&self, endpoint: &EndpointName) -> Option<RegistrationId> {
+        self.endpoints.get(endpoint).copied()
+    }
+
+    /// The terminals in the first operative state with addresses of this range, in one realm, or anywhere.
+    pub fn terminals_at(
+        &self,
+        realm: Option<&RealmName>,
+        addresses: RangeInclusive<IpAddr>,
+    ) -> impl Iterator<Item = RegistrationId> {
+        let (first, last) = addresses.into_inner();
+        let realms = self.populations.keys();
+        let realms = realms.filter(move |here| realm.is_none() || here.as_ref() == realm);
+        realms.flat_map(move |realm| {
+            let range = (realm.clone(), first)..=(realm.clone(), last);
+            self.addresses.range(range).map(|(_, &id)| id)
+        })
     }
 
     /// The sessions of a terminal that aren't over.
@@ -83,8 +127,8 @@ impl Sessions {
         let entry = self.terminals.get(&id);
         entry
             .into_iter()
-            .flat_map(|entry| entry.sessions.values())
-            .filter_map(|&id| self.slots.get(id))
+            .flat_map(|entry| entry.sessions.ids())
+            .filter_map(|id| self.slots.get(id))
     }
 
     /// The realms that terminals are in, and how many; not those outside of all realms.
@@ -197,18 +241,28 @@ impl Sessions {
     /// Address and port at which a session's device receives triggers, if the device is still known.
     #[must_use]
     pub fn device_of(&self, session: &Session) -> Option<SocketAddr> {
-        self.terminal(session.terminal)
+        self.terminal_of(session)
             .map(|terminal| SocketAddr::new(terminal.path.device, session.port.get()))
+    }
+
+    /// When a session expires, unless the registration is refreshed; `None` if it is over.
+    #[must_use]
+    pub fn expires(&self, session: &Session) -> Option<UnixTime> {
+        match session.state {
+            SessionState::Requested(_) | SessionState::Authorised(_) => {
+                match self.terminal_of(session)?.state {
+                    OperativeState::First { expires } => Some(expires),
+                    OperativeState::Second { .. } | OperativeState::Suspended { .. } => None,
+                }
+            }
+            SessionState::Ended { .. } => None,
+        }
     }
 
     /// From `now` until a session expires, unless the registration is refreshed; zero if it is over.
     #[must_use]
     pub fn expires_in(&self, session: &Session, now: UnixTime) -> Duration {
-        match session.state {
-            SessionState::Requested(_) | SessionState::Authorised(_) => self
-                .terminal(session.terminal)
-                .map_or(Duration::ZERO, |terminal| remaining(terminal, now)),
-            SessionState::Ended { .. } => Duration::ZERO,
-        }
+        self.expires(session)
+            .map_or(Duration::ZERO, |expires| expires.saturating_since(now))
     }
 }

@@ -8,6 +8,7 @@ pub use app::{
 };
 
 use crate::dataplane::Tunnel;
+use compact_str::CompactString;
 use push_common::replay;
 use push_common::tag::TagKey;
 use push_common::token::{Token, TokenHash};
@@ -16,7 +17,6 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroize;
 
@@ -109,11 +109,12 @@ ids! {
     RegistrationId, ParseRegistrationIdError: "registration";
 }
 
+// Most names are so short that they are in the record itself, where who goes through a million of them finds them.
 macro_rules! names {
     ($( $(#[$doc:meta])* $name:ident: $what:literal, $max_bytes:literal, $rule:literal, $accepts:expr; )*) => {$(
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
+        pub struct $name(CompactString);
 
         impl $name {
             /// The name as text.

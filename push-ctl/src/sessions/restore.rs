@@ -1,6 +1,7 @@
 //! From what a store had in it to what there is.
 
 use super::attempts::Attempts;
+use super::pieces::{LiveSessions, Terminals};
 use super::records::{Availability, OperativeState, RegistrationId, SessionState, Terminal};
 use super::slots::{BeyondTable, Slots};
 use super::{AppEntry, Changes, Counts, Due, Image, Limits, Sessions, TerminalEntry, deadline};
@@ -41,7 +42,7 @@ impl Sessions {
         )?;
         let mut sessions = Self {
             limits,
-            terminals: BTreeMap::new(),
+            terminals: Terminals::new(),
             endpoints: BTreeMap::new(),
             apps: BTreeMap::new(),
             policies: BTreeMap::new(),
@@ -122,12 +123,15 @@ impl Sessions {
 
     /// Has a terminal in all lists but that of addresses. Returns another one of the same endpoint name,
     /// which it has taken the place of.
-    pub(super) fn enter_terminal(&mut self, record: Terminal) -> Option<RegistrationId> {
+    pub(super) fn enter_terminal(&mut self, mut record: Terminal) -> Option<RegistrationId> {
         let id = record.id;
         self.set_deadline(Due::Terminal(id), None, deadline(record.state));
         self.populate(record.path.realm.clone(), 1, 0);
+        // As of an application, below.
+        let known = self.populations.get_key_value(&record.path.realm);
+        record.path.realm = known.and_then(|(realm, _)| realm.clone());
         let other = self.endpoints.insert(record.endpoint.clone(), id);
-        let sessions = BTreeMap::new();
+        let sessions = LiveSessions::default();
         self.terminals
             .insert(id, TerminalEntry { record, sessions });
         other
@@ -139,7 +143,10 @@ impl Sessions {
     ///
     /// What is missing that it refers to.
     pub(super) fn enter_session(&mut self, id: SessionId) -> Result<(), String> {
-        let Some(session) = self.slots.get(id) else {
+        let session = self.slots.get(id);
+        let place = session.and_then(|session| self.terminals.place(session.terminal));
+        self.slots.set_terminal_place(id.slot(), place);
+        let Some(session) = self.slots.get_mut(id) else {
             return Ok(());
         };
         let (count, authorised, at) = match &session.state {
@@ -155,6 +162,8 @@ impl Sessions {
             .apps
             .get_mut(&session.app)
             .ok_or_else(|| format!("session {id} has no application"))?;
+        // The name is in memory once, not a million times.
+        session.app = app.record.name.clone();
         *count += 1;
         self.deadlines.extend(at.map(|at| (at, Due::Session(id))));
         app.sessions.insert(id);

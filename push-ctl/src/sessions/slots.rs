@@ -1,5 +1,6 @@
 //! The slots of the session table, and which of them is given out next.
 
+use super::pieces::Pieces;
 use super::records::{Session, SessionState};
 use push_common::wire::SessionId;
 use std::collections::VecDeque;
@@ -9,12 +10,21 @@ use std::num::NonZeroU32;
 /// been free for longest: what is known of an ended session is known for as long as possible.
 pub(super) struct Slots {
     limit: u32,
-    /// Index is the slot. `None` only where a store had no record.
-    records: Vec<Option<Session>>,
+    /// Index is the slot.
+    records: Pieces<Slot>,
     /// How many of them there are.
     held: usize,
     /// May also have slots in it that were taken since, see [`Slots::put`].
     free: VecDeque<u32>,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// `None` only where a store had no record.
+    session: Option<Session>,
+    /// The place of its terminal, as of when it was last said. The terminal may have gone since, and another one
+    /// have come there.
+    terminal: Option<u32>,
 }
 
 /// Sessions that aren't over are in slots that the table doesn't have.
@@ -31,7 +41,7 @@ impl Slots {
         sessions: Vec<Session>,
     ) -> Result<(Self, Vec<u32>), BeyondTable> {
         let mut dropped = Vec::new();
-        let mut records: Vec<Option<Session>> = Vec::new();
+        let mut records: Pieces<Slot> = Pieces::new();
         let mut slots_needed = 0;
         let mut ended = Vec::new();
         for session in sessions {
@@ -47,19 +57,24 @@ impl Slots {
                 continue;
             }
             let index = slot as usize;
-            if records.len() <= index {
-                records.resize(index + 1, None);
+            while records.len() <= index {
+                records.push(Slot::default());
             }
-            records[index] = Some(session);
+            if let Some(record) = records.get_mut(index) {
+                record.session = Some(session);
+            }
         }
         if slots_needed > 0 {
             return Err(BeyondTable { slots_needed });
         }
-        let held = records.iter().flatten().count();
+        let held = records
+            .iter()
+            .filter(|record| record.session.is_some())
+            .count();
         ended.sort_unstable();
         let holes = (0..)
-            .zip(&records)
-            .filter(|(_, record)| record.is_none())
+            .zip(records.iter())
+            .filter(|(_, record)| record.session.is_none())
             .map(|(slot, _)| slot);
         let free = holes
             .chain(ended.into_iter().map(|(_, slot)| slot))
@@ -82,12 +97,25 @@ impl Slots {
     pub(super) fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         self.records
             .get_mut(id.slot() as usize)?
+            .session
             .as_mut()
             .filter(|session| session.id == id)
     }
 
     pub(super) fn in_slot(&self, slot: u32) -> Option<&Session> {
-        self.records.get(slot as usize)?.as_ref()
+        self.records.get(slot as usize)?.session.as_ref()
+    }
+
+    /// Where the terminal of the session in a slot is, or was.
+    pub(super) fn terminal_place(&self, slot: u32) -> Option<u32> {
+        self.records.get(slot as usize)?.terminal
+    }
+
+    /// Remembers where that is.
+    pub(super) fn set_terminal_place(&mut self, slot: u32, place: Option<u32>) {
+        if let Some(record) = self.records.get_mut(slot as usize) {
+            record.terminal = place;
+        }
     }
 
     /// Slots that were ever used: those below this one.
@@ -96,7 +124,9 @@ impl Slots {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {
-        self.records.iter().flatten()
+        self.records
+            .iter()
+            .filter_map(|record| record.session.as_ref())
     }
 
     /// Slots that have a session in them, be it one that is over.
@@ -120,7 +150,7 @@ impl Slots {
         let used = self.used();
         let end = slot.saturating_add(1).min(used.saturating_add(limit));
         for fresh in used..end.min(self.limit) {
-            self.records.push(None);
+            self.records.push(Slot::default());
             self.free.push_back(fresh);
         }
         slot < self.used()
@@ -130,8 +160,8 @@ impl Slots {
     pub(super) fn put(&mut self, session: Session) {
         let slot = session.id.slot() as usize;
         if let Some(record) = self.records.get_mut(slot) {
-            self.held += usize::from(record.is_none());
-            *record = Some(session);
+            self.held += usize::from(record.session.is_none());
+            record.session = Some(session);
         }
     }
 
@@ -146,7 +176,7 @@ impl Slots {
             .ok()
             .filter(|&slot| slot < self.limit);
         let slot = if let Some(slot) = fresh {
-            self.records.push(None);
+            self.records.push(Slot::default());
             slot
         } else {
             loop {
@@ -156,7 +186,7 @@ impl Slots {
                 }
             }
         };
-        let record = &mut self.records[slot as usize];
+        let record = &mut self.records.get_mut(slot as usize)?.session;
         let mut id = SessionId::new(slot, generation.get());
         if record.as_ref().is_some_and(|previous| previous.id == id) {
             let other = generation.checked_add(1).unwrap_or(NonZeroU32::MIN);

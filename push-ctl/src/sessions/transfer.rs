@@ -9,7 +9,7 @@ use push_common::wire::SessionId;
 use std::net::IpAddr;
 
 /// Slots that are used for the first time at once, for one that is beyond them.
-const FRESH_SLOTS: u32 = 4096;
+const FRESH_SLOTS: u32 = 1024;
 
 /// A terminal and its sessions that aren't over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -322,7 +322,7 @@ impl Sessions {
         let instance = (session.app.clone(), session.instance.clone());
         let here = self.terminals.get(&session.terminal);
         match here.and_then(|terminal| terminal.sessions.get(&instance)) {
-            Some(&by) => Err(Misfit::InstanceTaken {
+            Some(by) => Err(Misfit::InstanceTaken {
                 id,
                 by,
                 instance: instance.1,

@@ -263,22 +263,22 @@ fn app_key() -> ApiKey {
     ApiKey::from_bytes(*b"a secret of an application: 32 b")
 }
 
-fn batch(image: &Image) -> Batch<'_> {
+fn batch(image: &Image) -> Batch {
     Batch {
         terminals: image
             .terminals
             .iter()
-            .map(|terminal| (terminal.id, Some(terminal)))
+            .map(|terminal| (terminal.id, Some(terminal.clone())))
             .collect(),
         slots: image
             .sessions
             .iter()
-            .map(|session| (session.id.slot(), Some(session)))
+            .map(|session| (session.id.slot(), Some(session.clone())))
             .collect(),
         apps: image
             .apps
             .iter()
-            .map(|app| (&app.name, Some(app)))
+            .map(|app| (app.name.clone(), Some(app.clone())))
             .collect(),
     }
 }
@@ -314,7 +314,7 @@ fn what_is_deleted_does_not_come_back() {
     let batch = Batch {
         terminals: vec![(image.terminals[0].id, None)],
         slots: vec![(0, None)],
-        apps: vec![(&image.apps[0].name, None)],
+        apps: vec![(image.apps[0].name.clone(), None)],
     };
     store.apply(&batch).unwrap();
     drop(store);

@@ -1,8 +1,9 @@
 //! How the control plane keeps up with many devices: all of them register by CoAP, one after the other and some
-//! hundred at the same time, and then refresh, against a controller that writes everything to disk. Then what
-//! operators ask of one that has a million sessions.
+//! hundred at the same time, and then refresh, against a controller that writes everything to disk. Then how soon it is
+//! there again when it was killed, and what operators ask of one that has a million sessions.
 
 mod million;
+mod restart;
 
 use super::{Figure, Row, Suite};
 use crate::lab::{Config, DEVICE, GATEWAY_INSIDE, Lab, Options, Party};
@@ -52,6 +53,7 @@ pub(super) fn run() -> Result<Vec<Value>> {
             rows.push(row.to_json());
         }
     }
+    rows.extend(restart::run(&push_ctl)?);
     rows.extend(million::run(&push_ctl)?);
     Ok(rows)
 }

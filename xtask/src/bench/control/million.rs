@@ -32,16 +32,40 @@ const TURN_LIMIT_MS: f64 = 10.0;
 /// Each question is asked so often, and its median counts.
 const ROUNDS: usize = 5;
 
+/// So many sessions are revoked, one after the other.
+const REVOKED: u32 = 100;
+
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-const QUESTIONS: [(&str, &[&str]); 11] = [
+const QUESTIONS: [(&str, &[&str]); 22] = [
     ("status", &["status"]),
     ("realm list", &["realm", "list"]),
     ("session list", &["session", "list"]),
     (
         "one application",
         &["session", "list", "--app", "other", "--limit", "100"],
+    ),
+    (
+        "most of them",
+        &["session", "list", "--app", "mail", "--limit", "100"],
+    ),
+    (
+        "not validated",
+        &["session", "list", "--state", "requested"],
+    ),
+    ("and those over", &["session", "list", "--all"]),
+    (
+        "in the middle",
+        &["session", "list", "--offset", "500000", "--limit", "100"],
+    ),
+    (
+        "one address",
+        &["session", "list", "--address", "10.130.7.77"],
+    ),
+    (
+        "a wide prefix",
+        &["session", "list", "--address", "10.130.0.0/15"],
     ),
     (
         "one terminal",
@@ -56,6 +80,12 @@ const QUESTIONS: [(&str, &[&str]); 11] = [
         &["session", "list", "--sort", "app", "--limit", "100"],
     ),
     (
+        "by instance, middle",
+        &[
+            "session", "list", "--sort", "app", "--offset", "500000", "--limit", "100",
+        ],
+    ),
+    (
         "by expiry, last page",
         &["session", "list", "--sort", "expires", "--offset", "999900"],
     ),
@@ -64,6 +94,21 @@ const QUESTIONS: [(&str, &[&str]); 11] = [
         &["session", "list", "--sort", "delivered", "--limit", "20"],
     ),
     ("terminal list", &["terminal", "list", "--limit", "100"]),
+    (
+        "terminals, middle",
+        &["terminal", "list", "--offset", "500000", "--limit", "100"],
+    ),
+    (
+        "terminals by expiry",
+        &["terminal", "list", "--sort", "expires", "--reverse"],
+    ),
+    (
+        "terminals by place",
+        &[
+            "terminal", "list", "--sort", "address", "--offset", "999900",
+        ],
+    ),
+    ("app list", &["app", "list"]),
     (
         "terminals of a name",
         &[
@@ -79,35 +124,19 @@ const QUESTIONS: [(&str, &[&str]); 11] = [
 
 /// Takes up the sessions, asks, removes an application; prints and gives the figures.
 pub(super) fn run(push_ctl: &Path) -> Result<Vec<Value>> {
-    let lab = Lab::up(&Options {
-        config: Config {
-            slots: SESSIONS.next_power_of_two(),
-            ..Config::default()
-        },
-        ..Options::new("push-bench-1m", push_ctl)
-    })?;
-    let [device, _] = DEVICE;
-    let route = ["route", "add", PREFIX, "via", device];
-    child::output(lab.exec_in(Party::Gateway, "ip").args(route))?;
+    let lab = allow_sessions("push-bench-1m", push_ctl, SESSIONS)?;
     println!("bench: control: {SESSIONS} sessions; what takes too long is not met");
-    let mut rows = Rows(Vec::new());
+    let mut rows = Rows::default();
 
-    for app in ["mail", "other"] {
-        child::output(&mut lab.push_ctl(&["app", "add", app]))?;
-    }
     let file = lab.folder().join("sessions.jsonl");
-    write_file(&file)?;
     let name = file.to_str().context("the lab's folder is text")?;
     let before = turns(&lab)?;
-    let taken = timed(&lab, &["session", "import", name])?;
+    let taken = taken_up(&lab, &file, SESSIONS)?;
     let rate = f64::from(SESSIONS) / taken.as_secs_f64();
     rows.add("import", "rate", rate, "1/s", None);
     rows.busy("import", &before, &turns(&lab)?);
-    let counts = &lab.push_ctl_json(&["status"])?["sessions"];
-    ensure!(
-        counts["authorised"] == SESSIONS,
-        "not all sessions are there: {counts}"
-    );
+    let per_session = memory_bytes(&lab)? / f64::from(SESSIONS);
+    rows.add("memory", "per session", per_session, "bytes", None);
 
     let before = turns(&lab)?;
     for (name, arguments) in QUESTIONS {
@@ -121,6 +150,7 @@ pub(super) fn run(push_ctl: &Path) -> Result<Vec<Value>> {
         rows.add(name, "answered after", milliseconds(*median), "ms", limit);
     }
     rows.busy("questions", &before, &turns(&lab)?);
+    revocations(&lab, &mut rows)?;
 
     let before = turns(&lab)?;
     fs::remove_file(&file)?;
@@ -139,7 +169,7 @@ pub(super) fn run(push_ctl: &Path) -> Result<Vec<Value>> {
         "ms",
         Some(ANSWER_LIMIT_MS),
     );
-    let left = SESSIONS / OTHER_EACH;
+    let left = SESSIONS / OTHER_EACH - REVOKED;
     while lab.push_ctl_json(&["status"])?["sessions"]["authorised"] != left {
         ensure!(
             begun.elapsed() < PATIENCE,
@@ -154,10 +184,80 @@ pub(super) fn run(push_ctl: &Path) -> Result<Vec<Value>> {
     Ok(rows.0)
 }
 
-struct Rows(Vec<Value>);
+/// A lab that has room for so many sessions, of two applications.
+pub(super) fn allow_sessions(prefix: &str, push_ctl: &Path, sessions: u32) -> Result<Lab> {
+    let lab = Lab::up(&Options {
+        config: Config {
+            slots: sessions.next_power_of_two(),
+            ..Config::default()
+        },
+        ..Options::new(prefix, push_ctl)
+    })?;
+    let [device, _] = DEVICE;
+    let route = ["route", "add", PREFIX, "via", device];
+    child::output(lab.exec_in(Party::Gateway, "ip").args(route))?;
+    for app in ["mail", "other"] {
+        child::output(&mut lab.push_ctl(&["app", "add", app]))?;
+    }
+    Ok(lab)
+}
+
+/// Has so many terminals, each with one session, taken up by way of a file. Says how long that took.
+pub(super) fn taken_up(lab: &Lab, file: &Path, sessions: u32) -> Result<Duration> {
+    write_file(file, sessions)?;
+    let name = file.to_str().context("the lab's folder is text")?;
+    let taken = timed(lab, &["session", "import", name])?;
+    let counts = &lab.push_ctl_json(&["status"])?["sessions"];
+    ensure!(
+        counts["authorised"] == sessions,
+        "not all sessions are there: {counts}"
+    );
+    Ok(taken)
+}
+
+/// What the controller has of memory that nobody else has: not the session table, which is the kernel's.
+fn memory_bytes(lab: &Lab) -> Result<f64> {
+    let pid = lab.pid().context("the controller runs")?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.context("no RssAnon")?.trim().trim_end_matches(" kB");
+    Ok(kib.parse::<f64>()? * 1024.0)
+}
+
+/// How long it takes from when an operator revokes a session until no trigger is delivered for it.
+fn revocations(lab: &Lab, rows: &mut Rows) -> Result<()> {
+    let count = REVOKED.to_string();
+    let some = lab.push_ctl_json(&["session", "list", "--app", "other", "--limit", &count])?;
+    let mut times_us = Vec::new();
+    for session in some.as_array().into_iter().flatten() {
+        let id = session["id"].as_str().context("a session has an id")?;
+        let revoked = lab.push_ctl_json(&["session", "revoke", id])?;
+        let after_us = revoked["effective_after_us"].as_u64();
+        times_us.push(after_us.context("it says how long it took")?);
+    }
+    times_us.sort_unstable();
+    ensure!(times_us.len() == REVOKED as usize, "not all were revoked");
+    for (metric, at) in [("half took longer", REVOKED / 2), ("longest", REVOKED - 1)] {
+        let time_us = times_us.get(at as usize).context("there are so many")?;
+        rows.add("revoke", metric, *time_us as f64 / 1e3, "ms", None);
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+pub(super) struct Rows(pub(super) Vec<Value>);
 
 impl Rows {
-    fn add(&mut self, name: &str, metric: &str, figure: f64, unit: &str, limit: Option<f64>) {
+    pub(super) fn add(
+        &mut self,
+        name: &str,
+        metric: &str,
+        figure: f64,
+        unit: &str,
+        limit: Option<f64>,
+    ) {
         let verdict = match limit {
             Some(limit) if figure <= limit => format!("(at most {limit}: met)"),
             Some(limit) => format!("(at most {limit}: NOT MET)"),
@@ -207,7 +307,7 @@ fn timed(lab: &Lab, arguments: &[&str]) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-fn milliseconds(time: Duration) -> f64 {
+pub(super) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
@@ -235,7 +335,7 @@ fn turns(lab: &Lab) -> Result<Vec<(f64, u64)>> {
 }
 
 /// As `push-ctl session export` would have written it.
-fn write_file(path: &Path) -> Result<()> {
+fn write_file(path: &Path, sessions: u32) -> Result<()> {
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -248,7 +348,7 @@ fn write_file(path: &Path) -> Result<()> {
     let [gateway, _] = GATEWAY_INSIDE;
     let header = json!({ "header": { "format": 1, "exported_unix_ms": now, "push_ctl": "bench" } });
     writeln!(file, "{header}")?;
-    for n in 0..SESSIONS {
+    for n in 0..sessions {
         // Names of registrations are random, and so are keys.
         let spread = u64::from(n).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let app = if n % OTHER_EACH == 0 { "other" } else { "mail" };
@@ -281,7 +381,7 @@ fn write_file(path: &Path) -> Result<()> {
         }});
         writeln!(file, "{terminal}\n{session}")?;
     }
-    let end = json!({ "end": { "terminals": SESSIONS, "sessions": SESSIONS } });
+    let end = json!({ "end": { "terminals": sessions, "sessions": sessions } });
     writeln!(file, "{end}")?;
     file.flush()?;
     Ok(())

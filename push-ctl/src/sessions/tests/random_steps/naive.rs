@@ -4,7 +4,7 @@
 //! given, then taken for a fact.
 
 use super::*;
-use crate::sessions::records::AppFailure;
+use crate::sessions::records::{AppFailure, InstanceName};
 
 #[derive(Debug)]
 struct NaiveTerminal {
