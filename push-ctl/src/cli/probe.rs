@@ -4,9 +4,10 @@
 mod namespace;
 mod phone;
 mod server;
+mod steps;
 
-use super::people::{amount, lifetime, milliseconds, plural, without_error_numbers};
-use super::{Failure, Output, client, print};
+use super::people::{amount, lifetime, milliseconds, plural};
+use super::{Failure, Output, client};
 use crate::admin::api::{AppStatus, SessionStatus, Stats, TerminalChanged};
 use crate::emulate::device::{AppInstance, Wishes};
 use crate::emulate::news::News;
@@ -18,13 +19,13 @@ use phone::{Missing, Phone};
 use push_common::token::Token;
 use push_common::wire::{Flags, SessionId, TRIGGER_HEADER_LEN, TriggerHeader};
 use reqwest::Method;
-use serde::Serialize;
 use serde_json::json;
 use server::{NotValidated, Trust, Validated};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
+use steps::{Broken, Mark, Steps};
 use zerocopy::IntoBytes;
 use zeroize::Zeroizing;
 
@@ -86,65 +87,6 @@ fn external(url: &str) -> Result<String, String> {
     match server::host_and_port(url) {
         Some(_) => Ok(url.to_owned()),
         None => Err("write for example https://198.51.100.1:8443".to_owned()),
-    }
-}
-
-/// One step of the way, as it is told.
-#[derive(Serialize)]
-struct Told<'a> {
-    step: &'a str,
-    outcome: Mark,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    took_ms: Option<f64>,
-    text: &'a str,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Mark {
-    Ok,
-    Failed,
-    /// Nobody can tell.
-    Unknown,
-}
-
-struct Steps {
-    as_json: bool,
-}
-
-/// A step that failed.
-struct Broken {
-    step: &'static str,
-    error: String,
-    hint: String,
-}
-
-impl Steps {
-    fn tell(&self, step: &str, outcome: Mark, took: Option<Duration>, text: &str) {
-        let took_ms = took.map(in_milliseconds);
-        let text = &without_error_numbers(text);
-        let line = if self.as_json {
-            let told = Told {
-                step,
-                outcome,
-                took_ms,
-                text,
-            };
-            json!(told).to_string()
-        } else {
-            let mark = match outcome {
-                Mark::Ok => "ok",
-                Mark::Failed => "FAILED",
-                Mark::Unknown => "?",
-            };
-            let took = took_ms.map(milliseconds).unwrap_or_default();
-            format!("{mark:<7} {step:<13} {took:>9}  {text}")
-        };
-        let _unread = print(&format!("{line}\n"));
-    }
-
-    fn ok(&self, step: &str, took: Duration, text: &str) {
-        self.tell(step, Mark::Ok, Some(took), text);
     }
 }
 
