@@ -3,12 +3,12 @@
 
 use crate::story::{APP, DEVICE_PORT, LIMIT, PUSH_CTL, Story, device, inside, server, wait_until};
 use nix::mount::{MsFlags, mount};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -114,20 +114,47 @@ fn a_disk_that_is_full_loses_nothing_that_was_acknowledged() {
     let lab = &story.lab;
     story.shell(Party::Device, "ip route add local 10.128.0.0/16 dev lo");
     story.shell(Party::Gateway, "ip route add 10.128.0.0/16 via 10.64.0.2");
+    let devices = |name: &str, count: u32, from: &str| {
+        let mut devices = lab.exec_in(Party::Device, PUSH_CTL);
+        devices
+            .args(["-j", "emulate", "device", "--keep", "--for", "0s"])
+            .args(["--gateway", &format!("{}:5683", GATEWAY_INSIDE[0])])
+            .args(["--app", APP, "--endpoint", name, "--at-once", "32"])
+            .args(["--count", &count.to_string(), "--from", from])
+            .stdout(Stdio::piped());
+        devices.spawn().unwrap()
+    };
+    // Those that were acknowledged, and how many were refused.
+    let told = |devices: Child| {
+        let told = String::from_utf8(devices.wait_with_output().unwrap().stdout).unwrap();
+        let (mut acknowledged, mut refused) = (BTreeSet::new(), 0);
+        for line in told.lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            match line["event"].as_str() {
+                Some("registered") => {
+                    acknowledged.insert(line["registration"].as_str().unwrap().to_owned());
+                }
+                Some("refused") => {
+                    assert_eq!(
+                        (&line["code"], &line["text"]),
+                        (&json!("5.03"), &json!("stopping"))
+                    );
+                    refused += 1;
+                }
+                _other => {}
+            }
+        }
+        (acknowledged, refused)
+    };
     while_triggers_flow(&story, || {
+        let (mut acknowledged, _) = told(devices("before", 500, "10.128.128.0/17"));
+        assert_eq!(acknowledged.len(), 500);
         // All but a little of what is left.
         let ballast = lab.folder().join("state/ballast");
         let mut file = File::create(&ballast).unwrap();
         while file.write_all(&[0; 4096]).is_ok() {}
         drop(file);
-        let mut devices = lab.exec_in(Party::Device, PUSH_CTL);
-        devices
-            .args(["-j", "emulate", "device", "--keep", "--for", "0s"])
-            .args(["--gateway", &format!("{}:5683", GATEWAY_INSIDE[0])])
-            .args(["--app", APP, "--endpoint", "full", "--at-once", "32"])
-            .args(["--count", &DEVICES.to_string(), "--from", "10.128.0.0/16"])
-            .stdout(Stdio::piped());
-        let devices = devices.spawn().unwrap();
+        let devices = devices("full", DEVICES, "10.128.0.0/17");
         wait_until("the daemon has ended, as it can't write", || {
             lab.push_ctl_json(&["status"]).is_err()
         });
@@ -143,19 +170,9 @@ fn a_disk_that_is_full_loses_nothing_that_was_acknowledged() {
         fs::remove_file(&ballast).unwrap();
         let _ended = lab.kill();
         lab.start().unwrap();
-        let told = devices.wait_with_output().unwrap();
-        let mut acknowledged = BTreeSet::new();
-        for line in String::from_utf8(told.stdout).unwrap().lines() {
-            let line: Value = serde_json::from_str(line).unwrap();
-            if line["event"] == "registered" {
-                acknowledged.insert(line["registration"].as_str().unwrap().to_owned());
-            }
-        }
-        assert!(
-            acknowledged.len() >= DEVICES as usize,
-            "{}",
-            acknowledged.len()
-        );
+        let (after, refused) = told(devices);
+        assert_eq!(after.len() + refused, DEVICES as usize, "{refused} refused");
+        acknowledged.extend(after);
         let there = terminals(lab);
         let lost: Vec<_> = acknowledged.difference(&there).collect();
         assert!(lost.is_empty(), "lost: {lost:?}");

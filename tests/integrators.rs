@@ -324,10 +324,10 @@ fn a_probe_that_fails_says_at_which_step_and_what_to_look_at() {
     check(&[], &dropped, "source_refused", "policy of its application");
     child::output(&mut lab.push_ctl(&["app", "set", APP, "--source", "off"])).unwrap();
 
-    // The gateway's answers find their way by a rule of their own; triggers go by the main routes.
+    // What the gateway itself sends finds its way by a rule of its own; what it forwards goes by the main routes.
     story.shell(
         Party::Gateway,
-        "ip rule add from 10.64.0.1 lookup 100; ip route add 10.64.0.0/16 dev gw-dev table 100; \
+        "ip rule add iif lo lookup 100; ip route add 10.64.0.0/16 dev gw-dev table 100; \
          ip route add unreachable 10.64.0.2/32",
     );
     check(&[], &dropped, "no_route", "No route leads to the device");
