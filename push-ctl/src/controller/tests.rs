@@ -355,6 +355,8 @@ async fn nothing_is_acknowledged_that_is_not_durable() {
     let world = World::default();
     let (controller, ended) = world.start();
     let session = authorised(&controller, 1).await;
+    // So that it is the next change that the disk doesn't take, even if this one was acknowledged too early.
+    until(|| world.state().commits == 3).await;
     world.state().disk_full = true;
     let answer = controller
         .apply(move |sessions, now| sessions.revoke(now, session))

@@ -64,6 +64,8 @@ async fn while_the_disk_is_slow_looks_are_answered_and_changes_are_not() {
     let world = World::default();
     let (controller, _ended) = world.start();
     let session = authorised(&controller, 1).await;
+    // So that it is the next change that the disk doesn't take, even if this one was acknowledged too early.
+    until(|| world.state().commits == 3).await;
     world.state().disk_hangs = true;
     let asked = controller.clone();
     let revoking = tokio::spawn(async move {
