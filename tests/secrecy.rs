@@ -228,6 +228,10 @@ fn with_a_key_file_no_key_is_in_the_store_and_all_goes_on_after_a_restart() {
     let without = fs::read_to_string(lab.config_path()).unwrap();
     let with = format!("state_key_file = {key_file:?}\n{without}");
     fs::write(lab.config_path(), &with).unwrap();
+    let config = lab.config_path();
+    let rekey = ["store", "rekey", "-c", config.to_str().unwrap()];
+    let refused = child::finish(&mut lab.push_ctl(&rekey)).unwrap();
+    assert!(child::said(&refused).contains("there is no store in"));
     lab.start().unwrap();
     let app_key = Clients::new(&lab, &|_| ()).unwrap().add_app(APP).unwrap();
     let story = Story { lab, app_key };
@@ -261,8 +265,6 @@ fn with_a_key_file_no_key_is_in_the_store_and_all_goes_on_after_a_restart() {
     fs::write(lab.config_path(), &without).unwrap();
     let refused = format!("{:#}", lab.start().unwrap_err());
     assert!(refused.contains("set state_key_file"), "{refused}");
-    let config = lab.config_path();
-    let rekey = ["store", "rekey", "-c", config.to_str().unwrap()];
     let refused = child::finish(&mut lab.push_ctl(&rekey)).unwrap();
     assert!(!refused.status.success(), "the old key file is not told");
     let from = ["--from", key_file.to_str().unwrap()];

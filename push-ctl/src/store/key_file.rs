@@ -25,7 +25,7 @@ pub struct KeyEncryptionKey {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// It can't be read.
-    #[error("can't read the key file {}: {cause}; make one with: openssl rand -out {} {LEN}", path.display(), path.display())]
+    #[error("can't read the key file {}: {cause}{}", path.display(), advice(path, cause))]
     Io {
         /// The file.
         path: PathBuf,
@@ -48,6 +48,19 @@ pub enum KeyFileError {
         /// Who may do what.
         mode: u32,
     },
+}
+
+fn advice(path: &Path, cause: &io::Error) -> String {
+    match cause.kind() {
+        io::ErrorKind::NotFound => format!(
+            "; if there was none yet, make it: openssl rand -out {} {LEN}",
+            path.display()
+        ),
+        io::ErrorKind::PermissionDenied => {
+            "; it has to be the daemon's user's, with mode 0400".to_owned()
+        }
+        _ => String::new(),
+    }
 }
 
 impl KeyEncryptionKey {
@@ -154,10 +167,7 @@ mod tests {
         let path = directory.path().join("key");
         let refusal = || KeyEncryptionKey::read(&path).unwrap_err().to_string();
         let missing = refusal();
-        assert!(
-            missing.contains("make one with: openssl rand -out"),
-            "{missing}"
-        );
+        assert!(missing.contains("make it: openssl rand -out"), "{missing}");
         for (len, what) in [
             (0, "less than 32"),
             (31, "less than 32"),

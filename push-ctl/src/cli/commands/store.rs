@@ -3,10 +3,11 @@
 use crate::cli::{ConfigFile, Failure, Output, bad_config};
 use crate::config::Config;
 use crate::store::inspect::{self, Inspected};
-use crate::store::{KeyEncryptionKey, RedbStore};
+use crate::store::{KeyEncryptionKey, RedbStore, StoreError};
 use clap::Subcommand;
 use serde_json::json;
 use std::fmt::Write;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
@@ -57,16 +58,19 @@ impl Store {
 }
 
 fn read(config: &Config) -> Result<Inspected, Failure> {
-    let state_dir = config.state_dir.display();
     let kek = config.key_encryption_key().map_err(to_failure)?;
     match inspect::inspect(&config.state_dir, kek.as_ref()) {
         Ok(Some(inspected)) => Ok(inspected),
-        Ok(None) => Err(Failure::with_hint(
-            format!("there is no store in {state_dir}"),
-            "the daemon makes it when it starts; name its configuration with -c",
-        )),
+        Ok(None) => Err(no_store(config)),
         Err(error) => Err(to_failure(error)),
     }
+}
+
+fn no_store(config: &Config) -> Failure {
+    Failure::with_hint(
+        format!("there is no store in {}", config.state_dir.display()),
+        "the daemon makes it when it starts; name its configuration with -c",
+    )
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what failed")]
@@ -78,7 +82,12 @@ fn rekey(config: &Config, from: Option<&Path>) -> Result<Output, Failure> {
     let from = from.map(KeyEncryptionKey::read).transpose();
     let from = from.map_err(to_failure)?;
     let to = config.key_encryption_key().map_err(to_failure)?;
-    RedbStore::rekey(&config.state_dir, from.as_ref(), to.as_ref()).map_err(to_failure)?;
+    match RedbStore::rekey(&config.state_dir, from.as_ref(), to.as_ref()) {
+        Err(StoreError::Io { cause, .. }) if cause.kind() == ErrorKind::NotFound => {
+            return Err(no_store(config));
+        }
+        result => result.map_err(to_failure)?,
+    }
     let people = match &config.state_key_file {
         Some(file) => format!(
             "Keys in the store are encrypted with {} now.\n",
