@@ -1,7 +1,9 @@
 //! What the machine does to the daemon: disks that are full, broken or read-only, limits that are reached, memory that
 //! isn't there, clocks that jump. Triggers flow meanwhile, and none is lost.
 
-use crate::story::{APP, DEVICE_PORT, LIMIT, PUSH_CTL, Story, device, inside, server, wait_until};
+use crate::story::{
+    APP, DEVICE_PORT, LIMIT, PUSH_CTL, StopAtEnd, Story, device, inside, server, wait_until,
+};
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -10,10 +12,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::slice;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use xtask::child;
-use xtask::clients::{Answer, Clients};
+use xtask::clients::Answer;
 use xtask::lab::{Config, GATEWAY_INSIDE, Lab, Options, Party};
 use xtask::traffic::{Load, Received, Sink, Turn};
 
@@ -35,8 +37,7 @@ fn with_disk(prefix: &str, size: u64) -> Story {
     fs::create_dir(&state).unwrap();
     mount_tmpfs(&state, MsFlags::empty(), &format!("mode=0700,size={size}"));
     lab.start().unwrap();
-    let app_key = Clients::new(&lab, &|_| ()).unwrap().add_app(APP).unwrap();
-    Story { lab, app_key }
+    Story::in_lab(lab)
 }
 
 fn mount_tmpfs(at: &Path, flags: MsFlags, options: &str) {
@@ -74,15 +75,6 @@ fn while_triggers_flow(story: &Story, work: impl FnOnce()) {
         sink.received()
     );
     assert_eq!(sink.finish().unwrap(), Received::just(sent));
-}
-
-/// Has the generator stop even if the test fails.
-struct StopAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// The daemon is asked to start, and doesn't: what it says.

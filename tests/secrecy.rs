@@ -1,7 +1,7 @@
 //! Who may do what: nobody but the daemon's user gets at what it has, and secrets stay where they are.
 
 use crate::gateway::{Gateway, nics, sh};
-use crate::story::{APP, PUSH_CTL, Story, device, outside, server};
+use crate::story::{PUSH_CTL, Story, device, outside, server};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use push_common::token::Token;
@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use xtask::child;
-use xtask::clients::Clients;
 use xtask::lab::{Lab, Options};
 
 const DAEMON: u32 = 65_534;
@@ -146,8 +145,7 @@ fn no_secret_is_where_it_does_not_belong() {
     })
     .unwrap();
     lab.start_by(&["env", "RUST_LOG=trace"]).unwrap();
-    let app_key = Clients::new(&lab, &|_| ()).unwrap().add_app(APP).unwrap();
-    let story = Story { lab, app_key };
+    let story = Story::in_lab(lab);
     let lab = &story.lab;
     let registration = story.registered(0);
     let granted = story.requested(0, &registration, "one", 7000);
@@ -233,8 +231,7 @@ fn with_a_key_file_no_key_is_in_the_store_and_all_goes_on_after_a_restart() {
     let refused = child::finish(&mut lab.push_ctl(&rekey)).unwrap();
     assert!(child::said(&refused).contains("there is no store in"));
     lab.start().unwrap();
-    let app_key = Clients::new(&lab, &|_| ()).unwrap().add_app(APP).unwrap();
-    let story = Story { lab, app_key };
+    let story = Story::in_lab(lab);
     let lab = &story.lab;
     let registration = story.registered(0);
     let granted = story.requested(0, &registration, "one", 7000);

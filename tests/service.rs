@@ -1,6 +1,6 @@
 //! The daemon as systemd runs it: what its unit permits is enough, and what it says is right.
 
-use crate::story::{APP, PUSH_CTL, Story, socket_address};
+use crate::story::{PUSH_CTL, Story, socket_address};
 use push_common::wire::TRIGGER_HEADER_LEN;
 use serde_json::Value;
 use std::fs::{self, File};
@@ -9,7 +9,6 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use xtask::child;
-use xtask::clients::Clients;
 use xtask::lab::{DEVICE, GATEWAY_OUTSIDE, Lab, Options, Party};
 use xtask::traffic::Session;
 
@@ -102,8 +101,7 @@ fn the_capabilities_of_the_unit_are_enough_for_another_user() {
     assert_eq!(nics.len(), 2);
     assert!(nics.iter().all(|nic| nic["mode"] == "native"), "{status}");
 
-    let app_key = Clients::new(&lab, &|_| ()).unwrap().add_app(APP).unwrap();
-    let story = Story { lab, app_key };
+    let story = Story::in_lab(lab);
     let session = story.authorised(0, 7000);
     receives(&story, &session, 1);
     // Nothing of the data plane goes with the daemon.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use xtask::child;
 use xtask::clients::{Clients, Granted};
 use xtask::lab::{APPLICATION, DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Lab, Options, Party};
@@ -35,7 +36,11 @@ impl Story {
     }
 
     pub(crate) fn with(options: &Options) -> Self {
-        let lab = Lab::up(options).unwrap();
+        Self::in_lab(Lab::up(options).unwrap())
+    }
+
+    /// In a lab whose daemon was started in a way of its own.
+    pub(crate) fn in_lab(lab: Lab) -> Self {
         let app_key = Clients::new(&lab, &|_| ()).unwrap().add_app(APP).unwrap();
         Self { lab, app_key }
     }
@@ -132,6 +137,15 @@ fn host(address: &str) -> String {
 
 pub(crate) fn socket_address(address: &str, port: u16) -> SocketAddr {
     SocketAddr::new(address.parse().unwrap(), port)
+}
+
+/// Has a generator stop even if the test fails.
+pub(crate) struct StopAtEnd<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A socket of the application's server, connected to where the gateway takes triggers by IPv4 (0) or

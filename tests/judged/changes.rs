@@ -4,7 +4,7 @@
 //! the change to the last trigger that was sent and didn't arrive. The machine may be busy with
 //! something else; so the best of some rounds counts.
 
-use crate::story::{APP, DEVICE_PORT, PUSH_CTL, Story, server, socket_address, wait_until};
+use crate::story::{DEVICE_PORT, PUSH_CTL, Story, server, socket_address, wait_until};
 use push_common::wire::TriggerHeader;
 use std::net::UdpSocket;
 use std::path::Path;
@@ -12,7 +12,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use xtask::clients::Clients;
 use xtask::lab::{Config, DEVICE, Lab, Nic, Options, Party, Role};
 use xtask::traffic::Session;
 
@@ -229,8 +228,7 @@ fn two_links(prefix: &str) -> Story {
     );
     shell(Party::Gateway, &routes(0, 100));
     lab.start().unwrap();
-    let app_key = Clients::new(&lab, &|_| ()).unwrap().add_app(APP).unwrap();
-    Story { lab, app_key }
+    Story::in_lab(lab)
 }
 
 /// Commands that make routes to the device by one of the links.

@@ -3,14 +3,16 @@
 
 use super::delivery::load;
 use super::{Course, LIMIT};
-use crate::story::{APP, DEVICE_PORT, PUSH_CTL, Story, device, server, verdicts, wait_until};
+use crate::story::{
+    APP, DEVICE_PORT, PUSH_CTL, StopAtEnd, Story, device, server, verdicts, wait_until,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 use xtask::child;
@@ -178,15 +180,6 @@ pub(super) fn upgrades(prefix: &str, mut course: Course, each: u64) {
     course.finish(&format!(
         "{sent} triggers, each delivered once: lost = 0, twice = 0, misrouted = 0; links kept"
     ));
-}
-
-/// Has the generator stop even if the test fails.
-struct StopAtEnd<'a>(&'a AtomicBool);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// A course of so many ends by `kill -9` while devices register, get sessions and are refreshed; every other time the
