@@ -2,7 +2,8 @@
 //! isn't there, clocks that jump. Triggers flow meanwhile, and none is lost.
 
 use crate::story::{
-    APP, DEVICE_PORT, LIMIT, PUSH_CTL, StopAtEnd, Story, device, inside, server, wait_until,
+    APP, DEVICE_PORT, LIMIT, PUSH_CTL, StopAtEnd, Story, demand_each_once, device, inside, server,
+    wait_until,
 };
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ use std::thread;
 use xtask::child;
 use xtask::clients::Answer;
 use xtask::lab::{Config, GATEWAY_INSIDE, Lab, Options, Party};
-use xtask::traffic::{Load, Received, Sink, Turn};
+use xtask::traffic::{Load, Sink, Turn};
 
 /// How fast triggers flow.
 const RATE_PER_S: u32 = 10_000;
@@ -69,12 +70,7 @@ fn while_triggers_flow(story: &Story, work: impl FnOnce()) {
         drop(stop);
         generator.join().unwrap().triggers
     });
-    assert!(
-        sink.wait_for(sent, LIMIT),
-        "{:?} of {sent}",
-        sink.received()
-    );
-    assert_eq!(sink.finish().unwrap(), Received::just(sent));
+    demand_each_once(sink, sent);
 }
 
 /// The daemon is asked to start, and doesn't: what it says.

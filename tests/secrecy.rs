@@ -147,12 +147,7 @@ fn no_secret_is_where_it_does_not_belong() {
     lab.start_by(&["env", "RUST_LOG=trace"]).unwrap();
     let story = Story::in_lab(lab);
     let lab = &story.lab;
-    let registration = story.registered(0);
-    let granted = story.requested(0, &registration, "one", 7000);
-    story
-        .clients()
-        .authorise(&outside(0), &story.app_key, &granted)
-        .unwrap();
+    let granted = story.granted();
     let token = fs::read_to_string(&granted.token_file).unwrap();
     // A guess is a secret nearly as much.
     let wrong = story
@@ -233,12 +228,7 @@ fn with_a_key_file_no_key_is_in_the_store_and_all_goes_on_after_a_restart() {
     lab.start().unwrap();
     let story = Story::in_lab(lab);
     let lab = &story.lab;
-    let registration = story.registered(0);
-    let granted = story.requested(0, &registration, "one", 7000);
-    story
-        .clients()
-        .authorise(&outside(0), &story.app_key, &granted)
-        .unwrap();
+    let granted = story.granted();
     let token = fs::read_to_string(&granted.token_file).unwrap();
     let key = token.trim().parse::<Token>().unwrap().key().to_bytes();
     let shows_key = || {

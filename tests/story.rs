@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use xtask::child;
 use xtask::clients::{Clients, Granted};
 use xtask::lab::{APPLICATION, DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Lab, Options, Party};
-use xtask::traffic::Session;
+use xtask::traffic::{Received, Session, Sink};
 
 /// The daemon and command line under test.
 pub(crate) const PUSH_CTL: &str = env!("CARGO_BIN_EXE_push-ctl");
@@ -73,6 +73,16 @@ impl Story {
         self.clients()
             .request_session(Party::Device, device, (APP, instance, port))
             .unwrap()
+    }
+
+    /// A session that may be used, of the device by IPv4, as its app got it.
+    pub(crate) fn granted(&self) -> Granted {
+        let registration = self.registered(0);
+        let granted = self.requested(0, &registration, "one", DEVICE_PORT);
+        self.clients()
+            .authorise(&outside(0), &self.app_key, &granted)
+            .unwrap();
+        granted
     }
 
     /// A session that may be used, of the device.
@@ -137,6 +147,16 @@ fn host(address: &str) -> String {
 
 pub(crate) fn socket_address(address: &str, port: u16) -> SocketAddr {
     SocketAddr::new(address.parse().unwrap(), port)
+}
+
+/// Demands that so many triggers arrive, each once and as it was sent.
+pub(crate) fn demand_each_once(sink: Sink, sent: u64) {
+    assert!(
+        sink.wait_for(sent, LIMIT),
+        "{:?} of {sent}",
+        sink.received()
+    );
+    assert_eq!(sink.finish().unwrap(), Received::just(sent));
 }
 
 /// Has a generator stop even if the test fails.

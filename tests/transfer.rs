@@ -36,18 +36,24 @@ fn refused(output: &Output, what: &str) {
     assert!(told.contains(what), "{what}: {told}");
 }
 
+/// What sends the trigger with a sequence number of a session, and what waits for one to arrive and gives its length.
+fn way(story: &Story) -> (impl Fn(u64), impl Fn() -> usize) {
+    let session = story.authorised(0, DEVICE_PORT);
+    let (server, device) = (server(&story.lab, 0), device(&story.lab, 0, DEVICE_PORT));
+    let send = move |sequence| {
+        let mut trigger = [0; TRIGGER_BYTES];
+        session.trigger(sequence, &mut trigger);
+        server.send(&trigger).unwrap();
+    };
+    let arrives = move || device.recv(&mut [0; 2048]).unwrap();
+    (send, arrives)
+}
+
 #[test]
 fn sessions_go_on_at_another_daemon_and_no_trigger_is_accepted_again() {
     let story = Story::begin("push-move");
     let lab = &story.lab;
-    let session = story.authorised(0, DEVICE_PORT);
-    let (server, device) = (server(lab, 0), device(lab, 0, DEVICE_PORT));
-    let mut trigger = [0; TRIGGER_BYTES];
-    let mut send = |sequence: u64| {
-        session.trigger(sequence, &mut trigger);
-        server.send(&trigger).unwrap();
-    };
-    let arrives = || device.recv_from(&mut [0; 2048]).unwrap();
+    let (send, arrives) = way(&story);
     for sequence in 1000..1010 {
         send(sequence);
         arrives();
@@ -126,7 +132,7 @@ fn sessions_go_on_at_another_daemon_and_no_trigger_is_accepted_again() {
             verdicts(lab, "gw-app")["replayed"] == before["replayed"] + 2
         });
         send(fresh);
-        let (length, _) = arrives();
+        let length = arrives();
         assert_eq!(length, TRIGGER_BYTES);
         let after = verdicts(lab, "gw-app");
         assert_eq!(after["replayed"], before["replayed"] + 2, "round {round}");
@@ -146,14 +152,7 @@ fn sessions_go_on_at_another_daemon_and_no_trigger_is_accepted_again() {
 fn no_trigger_is_accepted_again_after_the_machine_was_restarted() {
     let story = Story::begin("push-reboot");
     let lab = &story.lab;
-    let session = story.authorised(0, DEVICE_PORT);
-    let (server, device) = (server(lab, 0), device(lab, 0, DEVICE_PORT));
-    let mut trigger = [0; TRIGGER_BYTES];
-    let mut send = |sequence: u64| {
-        session.trigger(sequence, &mut trigger);
-        server.send(&trigger).unwrap();
-    };
-    let arrives = || device.recv_from(&mut [0; 2048]).unwrap();
+    let (send, arrives) = way(&story);
     let count = |verdict: &str| verdicts(lab, "gw-app")[verdict];
 
     for is_orderly in [true, false] {

@@ -4,7 +4,8 @@
 use super::delivery::load;
 use super::{Course, LIMIT};
 use crate::story::{
-    APP, DEVICE_PORT, PUSH_CTL, StopAtEnd, Story, device, server, verdicts, wait_until,
+    APP, DEVICE_PORT, PUSH_CTL, StopAtEnd, Story, demand_each_once, device, server, verdicts,
+    wait_until,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -171,12 +172,7 @@ pub(super) fn upgrades(prefix: &str, mut course: Course, each: u64) {
         generator.join().unwrap().triggers
     });
     assert_eq!(lab.pid(), pid, "another process");
-    assert!(
-        sink.wait_for(sent, LIMIT),
-        "{:?} of {sent}",
-        sink.received()
-    );
-    assert_eq!(sink.finish().unwrap(), Received::just(sent));
+    demand_each_once(sink, sent);
     course.finish(&format!(
         "{sent} triggers, each delivered once: lost = 0, twice = 0, misrouted = 0; links kept"
     ));
@@ -288,12 +284,7 @@ pub(super) fn crashes(prefix: &str, mut course: Course) {
         drop(stop);
         generator.join().unwrap().triggers
     });
-    assert!(
-        sink.wait_for(sent, LIMIT),
-        "{:?} of {sent}",
-        sink.received()
-    );
-    assert_eq!(sink.finish().unwrap(), Received::just(sent));
+    demand_each_once(sink, sent);
     course.finish(&format!(
         "{sent} triggers, each delivered once; {} registrations and {} sessions that were acknowledged: lost = 0",
         terminals.len(),

@@ -10,7 +10,9 @@ use crate::dataplane::{
     Captures, Found, NicCounters, Policy, Rate, SessionCounters, SessionImage, SessionSeen,
     SessionTraffic, Told, Tunnel,
 };
-use crate::sessions::records::{AppName, Path, RealmName, RegistrationId};
+use crate::sessions::records::{
+    App, AppName, Availability, Path, Quotas, RealmName, RegistrationId,
+};
 use crate::sessions::{Image, Limits, SessionRequest};
 use push_common::replay::WORDS;
 use push_common::token::Token;
@@ -36,6 +38,21 @@ fn realm(name: &str) -> RealmName {
 
 pub(crate) fn app_key() -> ApiKey {
     ApiKey::from_bytes([7; 32])
+}
+
+/// An application without rules or credentials.
+pub(crate) fn app(name: &str, policy_slot: u16) -> App {
+    App {
+        name: name.parse().unwrap(),
+        created: UnixTime::from_millis(0),
+        policy_slot: NonZeroU16::new(policy_slot).unwrap(),
+        policy: Policy::default(),
+        credentials: Vec::new(),
+        quotas: Quotas::default(),
+        monitor: None,
+        availability: Availability::Available,
+        removed: false,
+    }
 }
 
 pub(crate) fn token(n: u8) -> Token {

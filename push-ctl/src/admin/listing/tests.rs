@@ -1,10 +1,7 @@
 use super::page::{Found, PROBES, Query as _, probed};
 use super::*;
-use crate::controller::tests::{LIMITS, World, token};
-use crate::dataplane::Policy;
-use crate::sessions::records::{
-    App, Availability, EndCause, IssuedToken, Left, Path, Quotas, Tokens,
-};
+use crate::controller::tests::{LIMITS, World, app, token};
+use crate::sessions::records::{EndCause, IssuedToken, Left, Path, Tokens};
 use crate::sessions::{Image, Limits};
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
@@ -20,20 +17,6 @@ where
     T::Err: std::fmt::Debug,
 {
     text.parse().unwrap()
-}
-
-fn app(n: u16) -> App {
-    App {
-        name: name(["mail", "chat", "rare"][usize::from(n - 1)]),
-        created: UnixTime::from_millis(0),
-        policy_slot: NonZeroU16::new(n).unwrap(),
-        policy: Policy::default(),
-        credentials: Vec::new(),
-        quotas: Quotas::default(),
-        monitor: None,
-        availability: Availability::Available,
-        removed: false,
-    }
 }
 
 /// In no order that records are kept in.
@@ -99,7 +82,11 @@ fn controller(instance: impl Fn(u32) -> String) -> (World, Controller) {
     let image = Image {
         terminals: (0..TERMINALS).map(terminal).collect(),
         sessions: (0..SESSIONS).map(|n| session(n, &instance(n))).collect(),
-        apps: (1..=3).map(app).collect(),
+        apps: ["mail", "chat", "rare"]
+            .into_iter()
+            .zip(1..)
+            .map(|(name, slot)| app(name, slot))
+            .collect(),
     };
     let limits = Limits {
         slots: SESSIONS,

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::sessions::records::{
-    App, Availability, EndpointName, IssuedToken, OperativeState, Quotas, Session, SessionState,
-    Terminal, Tokens,
+    EndpointName, IssuedToken, OperativeState, Session, SessionState, Terminal, Tokens,
 };
 
 /// Terminals with a session each, until a moment.
@@ -31,21 +30,10 @@ fn image(terminals: u32, expires: UnixTime) -> Image {
         window: None,
         state: SessionState::Authorised(Tokens::only(IssuedToken::new(&token(1), 0))),
     };
-    let app = App {
-        name: name.clone(),
-        created: UnixTime::from_millis(0),
-        policy_slot: NonZeroU16::new(1).unwrap(),
-        policy: Policy::default(),
-        credentials: Vec::new(),
-        quotas: Quotas::default(),
-        monitor: None,
-        availability: Availability::Available,
-        removed: false,
-    };
     Image {
         terminals: (0..terminals).map(terminal).collect(),
         sessions: (0..terminals).map(session).collect(),
-        apps: vec![app],
+        apps: vec![app("mail", 1)],
     }
 }
 
