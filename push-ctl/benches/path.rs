@@ -19,19 +19,17 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use datagram::{DEVICES, Datagram, ONE_ARMED, Session, changed};
 use gateway::{EXT, Gateway, INT, SLOTS};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use push_common::verdict::Verdict;
 use push_common::wire::MAX_PAYLOAD_LEN;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
-use xtask::bench::{Figure, NOISY_FLOOR, Quartiles, Quiet, Round, Row, Suite};
+use xtask::bench::{Figure, NOISY_FLOOR, Progress, Quartiles, Quiet, Round, Row, Suite, pin};
 
 const ROUNDS: usize = 101;
+const SHORT_ROUNDS: usize = 31;
 const RUNS: usize = 500;
 
 /// The row that all others are compared with.
@@ -42,6 +40,9 @@ struct Arguments {
     /// Write all figures to this file, too.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Fewer rounds.
+    #[arg(long)]
+    short: bool,
     /// Cargo passes it to each benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -58,68 +59,30 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    // Here, because a namespace of its own doesn't show all of them.
-    let machine = machine()?;
+    let rounds = if arguments.short {
+        SHORT_ROUNDS
+    } else {
+        ROUNDS
+    };
     let (sender, receiver) = mpsc::channel();
     Gateway::run(move |mut gateway| {
-        let _ = sender.send(measure(&mut gateway));
+        let _ = sender.send(measure(&mut gateway, rounds));
     });
     let measured = receiver.recv().context("nothing was measured")??;
 
     println!(
-        "\npath: {ROUNDS} rounds of {RUNS} runs a row, each run of a fresh frame (BPF_PROG_TEST_RUN), on CPU {}\n",
+        "\npath: {rounds} rounds of {RUNS} runs a row, each run of a fresh frame (BPF_PROG_TEST_RUN), on CPU {}\n",
         measured.cpu
     );
-    for (what, is) in &machine {
-        println!("{what:<12}{is}");
-    }
     let quiet = measured.print();
     if let Some(path) = &arguments.json {
-        let rows: Vec<_> = measured
-            .rows(quiet.as_ref())
-            .iter()
-            .map(Row::to_json)
-            .collect();
-        let text = serde_json::Value::from(rows).to_string();
+        let text = serde_json::to_string(&measured.rows(quiet.as_ref()))?;
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if quiet.is_none() {
         bail!("the machine was too noisy for a figure; try again when less is running on it");
     }
     Ok(())
-}
-
-/// What the figures depend on besides the program.
-fn machine() -> Result<Vec<(&'static str, String)>> {
-    let read = |path: &str| {
-        fs::read_to_string(path).map_or_else(
-            |error| format!("unknown: {path}: {error}"),
-            |text| text.trim().to_owned(),
-        )
-    };
-    ensure!(
-        read("/proc/sys/kernel/bpf_stats_enabled") != "1",
-        "the kernel keeps statistics of BPF programs, which takes longer than much of what is measured here: sysctl -w kernel.bpf_stats_enabled=0"
-    );
-    let processor = read("/proc/cpuinfo");
-    let processor = processor
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or("unknown", |(_, model)| model);
-    let jit = match read("/proc/sys/net/core/bpf_jit_enable").as_str() {
-        "0" => "off: the figures are of an interpreter".to_owned(),
-        "1" => "on".to_owned(),
-        other => other.to_owned(),
-    };
-    Ok(vec![
-        ("kernel", read("/proc/sys/kernel/osrelease")),
-        ("processor", processor.to_owned()),
-        ("JIT", jit),
-        (
-            "spectre_v2",
-            read("/sys/devices/system/cpu/vulnerabilities/spectre_v2"),
-        ),
-    ])
 }
 
 /// Frames that all go the same way.
@@ -243,14 +206,15 @@ struct MeasuredNic {
     machine_code_bytes: u32,
 }
 
-fn measure(gateway: &mut Gateway) -> Result<Measured> {
+fn measure(gateway: &mut Gateway, count: usize) -> Result<Measured> {
     let cpu = pin()?;
     let nics = nics(gateway)?;
     let (mut floor, mut competitors) = competitors(gateway)?;
     let mut rounds = Vec::new();
+    let progress = Progress::new("path", count);
     // The first one warms up, and proves that every row is what it says.
-    for round in 0..=ROUNDS {
-        progress(round);
+    for round in 0..=count {
+        progress.at(round);
         let measured = Round {
             floor: floor.median_ns(gateway)?,
             competitors: competitors
@@ -271,20 +235,6 @@ fn measure(gateway: &mut Gateway) -> Result<Measured> {
     })
 }
 
-/// Keeps this thread on one CPU: the last one, as the first often has more interrupts to serve.
-fn pin() -> Result<usize> {
-    let this_thread = Pid::from_raw(0);
-    let allowed = sched_getaffinity(this_thread)?;
-    let cpu = (0..CpuSet::count())
-        .rev()
-        .find(|&cpu| allowed.is_set(cpu) == Ok(true))
-        .context("this thread may run on no CPU")?;
-    let mut only = CpuSet::new();
-    only.set(cpu)?;
-    sched_setaffinity(this_thread, &only)?;
-    Ok(cpu)
-}
-
 fn nics(gateway: &mut Gateway) -> Result<Vec<MeasuredNic>> {
     let sizes = gateway.dataplane.program_size()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -301,15 +251,6 @@ fn nics(gateway: &mut Gateway) -> Result<Vec<MeasuredNic>> {
             machine_code_bytes: machine_code,
         })
         .collect())
-}
-
-fn progress(round: usize) {
-    if stderr().is_terminal() {
-        let end = if round == ROUNDS { "\r\x1b[2K" } else { "" };
-        eprint!("\r\x1b[2Kpath: round {round} of {ROUNDS}{end}");
-    } else if round.is_multiple_of(ROUNDS / 4) {
-        eprintln!("path: round {round} of {ROUNDS}");
-    }
 }
 
 impl Competitor {
@@ -418,16 +359,9 @@ impl Measured {
     }
 
     /// The same for programs.
-    fn rows(&self, quiet: Option<&Quiet>) -> Vec<Row<'_>> {
-        let row = |name, metric, value, unit| Row {
-            suite: Suite::Path,
-            name,
-            metric,
-            value,
-            unit,
-            baseline: None,
-            ratio: None,
-        };
+    fn rows(&self, quiet: Option<&Quiet>) -> Vec<Row> {
+        let row =
+            |name: &str, metric, figure, unit| Row::new(Suite::Path, name, metric, figure, unit);
         let counted = |count: u32| Some(Figure::Counted(count.into()));
         let mut rows = Vec::new();
         for nic in &self.nics {
@@ -442,11 +376,9 @@ impl Measured {
         rows.push(row("floor", "time", floor, "ns"));
         for (index, competitor) in self.competitors.iter().enumerate() {
             let over_floor = quiet.map(|quiet| Figure::Measured(quiet.over_floor(index)));
-            rows.push(Row {
-                baseline: Some(BASELINE),
-                ratio: quiet.and_then(|quiet| Some(self.ratio(quiet, index)?.median)),
-                ..row(&competitor.name, "time over the floor", over_floor, "ns")
-            });
+            let ratio = quiet.and_then(|quiet| Some(self.ratio(quiet, index)?.median));
+            let row = row(&competitor.name, "time over the floor", over_floor, "ns");
+            rows.push(row.compared(BASELINE, ratio));
         }
         rows
     }

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use xtask::bench::Suite;
+use xtask::bench::{Outputs, Suite};
 use xtask::fuzz::Target;
 use xtask::kernels::Kernel;
 use xtask::soak::Race;
@@ -42,12 +42,18 @@ enum Task {
     },
     /// The benchmarks: ratios within one run, and what doesn't depend on the machine's load.
     Bench {
-        /// What to measure; everything, if none is named.
+        /// What to measure, at length; everything in short, if none is named.
         #[arg(value_enum, value_name = "SUITE")]
         suites: Vec<Suite>,
-        /// Write all figures to this file, too.
+        /// Write all figures to this file, too: a list of rows.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        /// Write a page with plots into this folder: report.html.
+        #[arg(long, value_name = "DIR")]
+        report: Option<PathBuf>,
+        /// Replace the README's table by this run's; not if any of its figures is missing.
+        #[arg(long)]
+        readme: bool,
     },
     /// What hostile peers send, made up: packets through the program and through the reference model, side by
     /// side; and, guided by how far it gets, whatever else the controller reads.
@@ -132,7 +138,19 @@ fn run(task: Task) -> Result<()> {
         } => lab::by_hand::status(),
         Task::Demo { keep } => demo::run(keep),
         Task::Test { arguments } => check::test(&arguments),
-        Task::Bench { suites, json } => bench::run(&suites, json.as_deref()),
+        Task::Bench {
+            suites,
+            json,
+            report,
+            readme,
+        } => {
+            let outputs = Outputs {
+                json: json.as_deref(),
+                report: report.as_deref(),
+                readme,
+            };
+            bench::run(&suites, outputs)
+        }
         Task::Fuzz {
             time,
             seed,

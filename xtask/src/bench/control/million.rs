@@ -5,7 +5,7 @@ use super::{Figure, Row, Suite};
 use crate::child;
 use crate::lab::{Config, DEVICE, GATEWAY_INSIDE, Lab, Options, Party};
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs::{self, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::net::Ipv4Addr;
@@ -123,7 +123,7 @@ const QUESTIONS: [(&str, &[&str]); 22] = [
 ];
 
 /// Takes up the sessions, asks, removes an application; prints and gives the figures.
-pub(super) fn run(push_ctl: &Path) -> Result<Vec<Value>> {
+pub(super) fn run(push_ctl: &Path) -> Result<Vec<Row>> {
     let lab = allow_sessions("push-bench-1m", push_ctl, SESSIONS)?;
     println!("bench: control: {SESSIONS} sessions; what takes too long is not met");
     let mut rows = Rows::default();
@@ -247,7 +247,7 @@ fn revocations(lab: &Lab, rows: &mut Rows) -> Result<()> {
 }
 
 #[derive(Default)]
-pub(super) struct Rows(pub(super) Vec<Value>);
+pub(super) struct Rows(pub(super) Vec<Row>);
 
 impl Rows {
     pub(super) fn add(
@@ -264,18 +264,9 @@ impl Rows {
             None => String::new(),
         };
         println!("    {name:20} {metric:20} {figure:>10.1} {unit} {verdict}");
-        let row = Row {
-            suite: Suite::Control,
-            name,
-            metric,
-            value: Some(Figure::Once(figure)),
-            unit,
-            baseline: None,
-            ratio: None,
-        };
-        let mut row = row.to_json();
-        row["limit"] = json!(limit);
-        self.0.push(row);
+        let figure = Some(Figure::Once(figure));
+        self.0
+            .push(Row::new(Suite::Control, name, metric, figure, unit));
     }
 
     /// The longest time, as exactly as it is known, that the controller was busy between two looks.

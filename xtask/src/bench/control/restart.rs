@@ -1,9 +1,9 @@
 //! How long the controller takes, after it was killed, until store and kernel are in line again.
 
+use super::super::Row;
 use super::million::{Rows, allow_sessions, milliseconds, taken_up};
 use crate::lab::Lab;
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use std::path::Path;
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ const ROUNDS: usize = 5;
 const IN_LINE: &str = "sessions in the data plane are those of the store";
 
 /// Takes up the sessions, kills the controller, and starts it; prints and gives the figures.
-pub(super) fn run(push_ctl: &Path) -> Result<Vec<Value>> {
+pub(super) fn run(push_ctl: &Path) -> Result<Vec<Row>> {
     let lab = allow_sessions("push-bench-restart", push_ctl, SESSIONS)?;
     println!("bench: control: {SESSIONS} sessions, and kill -9");
     let mut rows = Rows::default();

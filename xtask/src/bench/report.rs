@@ -1,0 +1,223 @@
+//! What came of a run, to look at: a page with plots, and the table in the README.
+
+use super::machine::Machine;
+use super::plot::{self, Bar, Labels, Line};
+use super::targets::{Fared, three_digits};
+use super::{Row, Suite};
+use crate::workspace;
+use anyhow::{Context, Result, ensure};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What encloses the table in the README.
+const BEGIN: &str = "<!-- cargo xtask bench --readme -->\n";
+const END: &str = "<!-- end -->\n";
+
+/// A plot of rows that are of one suite and metric.
+struct Picture {
+    file: &'static str,
+    suite: Suite,
+    metric: &'static str,
+    title: &'static str,
+    form: Form,
+}
+
+enum Form {
+    Bars,
+    /// The rows' names end in what is on the x axis, after `at`: `array at 1024`.
+    Lines {
+        x: &'static str,
+    },
+}
+
+const PICTURES: [Picture; 2] = [
+    Picture {
+        file: "verdicts.svg",
+        suite: Suite::Path,
+        metric: "time over the floor",
+        title: "What each way through the program costs",
+        form: Form::Bars,
+    },
+    Picture {
+        file: "scale.svg",
+        suite: Suite::Scale,
+        metric: "time over the floor",
+        title: "A trigger for a session at random",
+        form: Form::Lines { x: "sessions" },
+    },
+];
+
+/// Writes the page into a folder that is there; gives its path.
+pub(super) fn write(
+    folder: &Path,
+    machine: &Machine,
+    rows: &[Row],
+    fared: &[Fared],
+) -> Result<PathBuf> {
+    let mut page = String::from(
+        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>push: benchmarks</title>\n<style>\nbody { font: 16px/1.5 sans-serif; color: #1b2631; max-width: 960px; margin: 2em auto; padding: 0 1em }\ntable { border-collapse: collapse; font-size: 14px }\ntd, th { padding: 2px 12px 2px 0; text-align: left; border-bottom: 1px solid #d5dbe1 }\ntd.figure { text-align: right; font-variant-numeric: tabular-nums }\nimg { max-width: 100% }\n.missed { color: #d55e00; font-weight: bold }\n</style>\n<h1>push: benchmarks</h1>\n<table>\n",
+    );
+    for (what, is) in machine.facts() {
+        writeln!(page, "<tr><th>{}<td>{}", escaped(what), escaped(is))?;
+    }
+    page += "</table>\n";
+    if !fared.is_empty() {
+        page += "<h2>Targets</h2>\n<table>\n<tr><th>what<th>wanted<th>got<th>\n";
+        for one in fared {
+            let class = if one.is_met == Some(true) {
+                ""
+            } else {
+                " class=\"missed\""
+            };
+            writeln!(
+                page,
+                "<tr><td>{}<td class=\"figure\">{}<td class=\"figure\">{}<td{class}>{}",
+                escaped(one.promise),
+                escaped(&one.wanted),
+                one.got.as_deref().unwrap_or("–"),
+                one.verdict()
+            )?;
+        }
+        page += "</table>\n";
+    }
+    for picture in &PICTURES {
+        if picture.draw(folder, rows)? {
+            let Picture { file, title, .. } = picture;
+            writeln!(page, "<p><img src=\"{file}\" alt=\"{}\">", escaped(title))?;
+        }
+    }
+    page += "<h2>All figures</h2>\n<p>Medians; in brackets the quartiles. A ratio is to the row named beside it, within each round.\n";
+    let mut suite = None;
+    for row in rows {
+        if suite != Some(row.suite) {
+            if suite.is_some() {
+                page += "</table>\n";
+            }
+            suite = Some(row.suite);
+            writeln!(
+                page,
+                "<h3>{}</h3>\n<table>\n<tr><th>name<th>metric<th>figure<th>unit<th>ratio<th>to",
+                row.suite.name()
+            )?;
+        }
+        writeln!(
+            page,
+            "<tr><td>{}<td>{}<td class=\"figure\">{}<td>{}<td class=\"figure\">{}<td>{}",
+            escaped(&row.name),
+            escaped(&row.metric),
+            row.figure(),
+            escaped(&row.unit),
+            row.ratio.map_or_else(String::new, three_digits),
+            escaped(row.baseline.as_deref().unwrap_or_default()),
+        )?;
+    }
+    page += "</table>\n</html>\n";
+    let path = folder.join("report.html");
+    fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+impl Picture {
+    /// Unless there is nothing to draw.
+    fn draw(&self, folder: &Path, rows: &[Row]) -> Result<bool> {
+        let rows = rows
+            .iter()
+            .filter(|row| row.suite == self.suite && row.metric == self.metric);
+        let measured: Vec<_> = rows.filter_map(|row| Some((row, row.value?))).collect();
+        let Some(&(first, _)) = measured.first() else {
+            return Ok(false);
+        };
+        let path = folder.join(self.file);
+        match self.form {
+            Form::Bars => {
+                let bars = measured.iter().map(|&(row, figure)| Bar {
+                    name: row.name.clone(),
+                    figure,
+                    spread: row.spread,
+                });
+                plot::bars(&path, self.title, &first.unit, &bars.collect::<Vec<_>>())?;
+            }
+            Form::Lines { x } => {
+                let mut lines: Vec<Line> = Vec::new();
+                for (row, figure) in measured {
+                    let Some((name, at)) = row.name.rsplit_once(" at ") else {
+                        continue;
+                    };
+                    let at = at
+                        .parse()
+                        .with_context(|| format!("{:?} is at no number", row.name))?;
+                    let line = match lines.iter_mut().find(|line| line.name == name) {
+                        Some(line) => line,
+                        None => lines.push_mut(Line {
+                            name: name.to_owned(),
+                            points: Vec::new(),
+                        }),
+                    };
+                    line.points.push((at, figure));
+                }
+                let labels = Labels {
+                    title: self.title,
+                    x,
+                    y: &first.unit,
+                };
+                plot::lines(&path, &labels, &lines)?;
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Puts how the targets fared into the README, in place of what is there.
+///
+/// # Errors
+///
+/// When a target has not been measured, or the README has no place for it.
+pub(super) fn into_readme(machine: &Machine, fared: &[Fared]) -> Result<()> {
+    for one in fared {
+        ensure!(
+            one.got.is_some(),
+            "the README stays as it is: there is no figure for {:?}",
+            one.promise
+        );
+    }
+    let path = workspace::root().join("README.md");
+    let before = fs::read_to_string(&path)?;
+    let (head, rest) = before
+        .split_once(BEGIN)
+        .with_context(|| format!("README.md has no line {BEGIN:?}"))?;
+    let (_, tail) = rest
+        .split_once(END)
+        .with_context(|| format!("README.md has no line {END:?} after {BEGIN:?}"))?;
+    let table = markdown(machine, fared);
+    fs::write(&path, format!("{head}{BEGIN}{table}{END}{tail}"))?;
+    Ok(())
+}
+
+fn markdown(machine: &Machine, fared: &[Fared]) -> String {
+    let mut text = String::from("| what | wanted | measured | |\n| --- | ---: | ---: | --- |\n");
+    for one in fared {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} |",
+            one.promise,
+            one.wanted,
+            one.got.as_deref().unwrap_or("–"),
+            one.verdict()
+        );
+    }
+    let facts = machine
+        .facts()
+        .iter()
+        .filter(|(what, _)| ["kernel", "processor", "JIT"].contains(what));
+    let facts: Vec<_> = facts.map(|(what, is)| format!("{what} {is}")).collect();
+    let _ = writeln!(text, "\nMedians of one run: {}.", facts.join("; "));
+    text
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}

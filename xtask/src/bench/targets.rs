@@ -1,0 +1,171 @@
+//! What must be reached, and whether it was.
+
+use super::{Row, Suite};
+use std::fmt::Write as _;
+
+/// What must hold of a row.
+struct Target {
+    /// What is promised.
+    promise: &'static str,
+    suite: Suite,
+    name: &'static str,
+    metric: &'static str,
+    bound: Bound,
+}
+
+/// Where a row's figure has to be: that of a ratio is a multiple of its baseline's.
+#[derive(Clone, Copy, Debug)]
+enum Bound {
+    RatioAtMost(f64),
+    RatioAtLeast(f64),
+    ValueAtMost(f64),
+}
+
+const TARGETS: [Target; 2] = [
+    Target {
+        promise: "10 M sessions at random, against 1 M",
+        suite: Suite::Scale,
+        name: "array at 10000000",
+        metric: "time over that of 1 M",
+        bound: Bound::RatioAtMost(1.4),
+    },
+    Target {
+        promise: "kernel memory per session",
+        suite: Suite::Scale,
+        name: "kernel memory",
+        metric: "per session",
+        bound: Bound::ValueAtMost(128.0),
+    },
+];
+
+/// How a run did by one target.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Fared {
+    pub(super) promise: &'static str,
+    /// With its bound, such as `≥ 3.5 ×`.
+    pub(super) wanted: String,
+    pub(super) got: Option<String>,
+    pub(super) is_met: Option<bool>,
+}
+
+/// How these rows did by the targets of their suites.
+pub(super) fn fared(rows: &[Row]) -> Vec<Fared> {
+    let of_suites = TARGETS
+        .iter()
+        .filter(|target| rows.iter().any(|row| row.suite == target.suite));
+    of_suites.map(|target| target.fared(rows)).collect()
+}
+
+impl Target {
+    fn fared(&self, rows: &[Row]) -> Fared {
+        let row = rows.iter().find(|row| {
+            row.suite == self.suite && row.name == self.name && row.metric == self.metric
+        });
+        let (figure, unit) = match self.bound {
+            Bound::RatioAtMost(_) | Bound::RatioAtLeast(_) => (row.and_then(|row| row.ratio), "×"),
+            Bound::ValueAtMost(_) => (
+                row.and_then(|row| row.value),
+                row.map_or("", |row| row.unit.as_str()),
+            ),
+        };
+        let (sign, bound, is_met) = match self.bound {
+            Bound::RatioAtMost(bound) | Bound::ValueAtMost(bound) => {
+                ('≤', bound, figure.map(|figure| figure <= bound))
+            }
+            Bound::RatioAtLeast(bound) => ('≥', bound, figure.map(|figure| figure >= bound)),
+        };
+        Fared {
+            promise: self.promise,
+            wanted: format!("{sign} {bound} {unit}"),
+            got: figure.map(|figure| format!("{} {unit}", three_digits(figure))),
+            is_met,
+        }
+    }
+}
+
+impl Fared {
+    pub(super) fn verdict(&self) -> &'static str {
+        match self.is_met {
+            Some(true) => "met",
+            Some(false) => "NOT MET",
+            None => "not measured",
+        }
+    }
+}
+
+/// For people to read; empty without targets.
+pub(super) fn table(fared: &[Fared]) -> String {
+    let mut text = String::new();
+    for one in fared {
+        let got = one.got.as_deref().unwrap_or("–");
+        let _ = writeln!(
+            text,
+            "{:<64} {:>12} {:>12}  {}",
+            one.promise,
+            one.wanted,
+            got,
+            one.verdict()
+        );
+    }
+    text
+}
+
+/// With as many digits after the point as three digits in all need.
+pub(super) fn three_digits(figure: f64) -> String {
+    let digits = match figure.abs() {
+        big if big >= 99.95 => 0,
+        middle if middle >= 9.995 => 1,
+        _small => 2,
+    };
+    format!("{figure:.digits$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Figure;
+    use super::*;
+
+    fn row(value: Option<f64>, ratio: Option<f64>) -> Row {
+        let figure = value.map(Figure::Once);
+        Row::new(Suite::Path, "tag", "time", figure, "ns").compared("all", ratio)
+    }
+
+    #[test]
+    fn a_target_is_met_up_to_its_bound_and_never_by_what_was_not_measured() {
+        let cases = [
+            (Bound::RatioAtMost(0.6), Some(9.0), Some(0.6), Some(true)),
+            (Bound::RatioAtMost(0.6), Some(0.1), Some(0.61), Some(false)),
+            (Bound::RatioAtLeast(3.5), Some(9.0), Some(3.5), Some(true)),
+            (Bound::RatioAtLeast(3.5), Some(9.0), Some(3.4), Some(false)),
+            (Bound::RatioAtLeast(3.5), Some(9.0), None, None),
+            (Bound::ValueAtMost(128.0), Some(128.0), None, Some(true)),
+            (Bound::ValueAtMost(128.0), None, Some(1.0), None),
+        ];
+        for (bound, value, ratio, expected) in cases {
+            let target = Target {
+                promise: "quick",
+                suite: Suite::Path,
+                name: "tag",
+                metric: "time",
+                bound,
+            };
+            let fared = target.fared(&[row(value, ratio)]);
+            assert_eq!(fared.is_met, expected, "{bound:?} {value:?} {ratio:?}");
+            assert_eq!(target.fared(&[]).is_met, None);
+        }
+    }
+
+    #[test]
+    fn figures_have_three_digits() {
+        let cases = [
+            (0.5, "0.50"),
+            (9.994, "9.99"),
+            (9.996, "10.0"),
+            (99.96, "100"),
+            (12_345.6, "12346"),
+        ];
+        for (figure, expected) in cases {
+            assert_eq!(three_digits(figure), expected);
+        }
+    }
+}
