@@ -4,6 +4,7 @@
 
 mod million;
 mod restart;
+mod validations;
 
 use super::{Figure, Row, Suite};
 use crate::lab::{Config, DEVICE, GATEWAY_INSIDE, Lab, Options, Party};
@@ -46,9 +47,15 @@ pub(super) fn run(in_short: bool) -> Result<Vec<Row>> {
             rows.push(Row::new(Suite::Control, name, metric, figure, unit));
         }
     }
+    rows.extend(validations::run(&push_ctl, devices / 10)?);
     rows.extend(restart::run(&push_ctl)?);
+    let (loaded, _) = super::run_suite("load", in_short)?;
+    let batches = loaded.iter().find(|row| row.name == "in batches");
+    let loaded_per_s = batches.and_then(|row| row.value);
+    rows.extend(loaded);
     if !in_short {
-        rows.extend(million::run(&push_ctl)?);
+        let loaded_per_s = loaded_per_s.context("batches have not been measured")?;
+        rows.extend(million::run(&push_ctl, loaded_per_s)?);
     }
     Ok(rows)
 }

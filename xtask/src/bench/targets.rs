@@ -21,7 +21,7 @@ enum Bound {
     ValueAtMost(f64),
 }
 
-const TARGETS: [Target; 2] = [
+const TARGETS: [Target; 4] = [
     Target {
         promise: "10 M sessions at random, against 1 M",
         suite: Suite::Scale,
@@ -35,6 +35,20 @@ const TARGETS: [Target; 2] = [
         name: "kernel memory",
         metric: "per session",
         bound: Bound::ValueAtMost(128.0),
+    },
+    Target {
+        promise: "sessions loaded in mapped memory, against one by one",
+        suite: Suite::Control,
+        name: "in mapped memory",
+        metric: "sessions loaded",
+        bound: Bound::RatioAtLeast(3.0),
+    },
+    Target {
+        promise: "1 M sessions from the store, against a bare load in batches",
+        suite: Suite::Control,
+        name: "from the store",
+        metric: "sessions loaded",
+        bound: Bound::RatioAtLeast(1.0 / 3.0),
     },
 ];
 
@@ -76,7 +90,7 @@ impl Target {
         };
         Fared {
             promise: self.promise,
-            wanted: format!("{sign} {bound} {unit}"),
+            wanted: format!("{sign} {} {unit}", three_digits(bound)),
             got: figure.map(|figure| format!("{} {unit}", three_digits(figure))),
             is_met,
         }

@@ -122,8 +122,9 @@ const QUESTIONS: [(&str, &[&str]); 22] = [
     ),
 ];
 
-/// Takes up the sessions, asks, removes an application; prints and gives the figures.
-pub(super) fn run(push_ctl: &Path) -> Result<Vec<Row>> {
+/// Takes up the sessions, restores them, asks, removes an application; prints and gives the figures. `loaded_per_s`
+/// is what the kernel takes in batches.
+pub(super) fn run(push_ctl: &Path, loaded_per_s: f64) -> Result<Vec<Row>> {
     let lab = allow_sessions("push-bench-1m", push_ctl, SESSIONS)?;
     println!("bench: control: {SESSIONS} sessions; what takes too long is not met");
     let mut rows = Rows::default();
@@ -137,6 +138,7 @@ pub(super) fn run(push_ctl: &Path) -> Result<Vec<Row>> {
     rows.busy("import", &before, &turns(&lab)?);
     let per_session = memory_bytes(&lab)? / f64::from(SESSIONS);
     rows.add("memory", "per session", per_session, "bytes", None);
+    rows.0.push(restored(&lab, loaded_per_s)?);
 
     let before = turns(&lab)?;
     for (name, arguments) in QUESTIONS {
@@ -224,6 +226,28 @@ fn memory_bytes(lab: &Lab) -> Result<f64> {
         .find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.context("no RssAnon")?.trim().trim_end_matches(" kB");
     Ok(kib.parse::<f64>()? * 1024.0)
+}
+
+/// How fast sessions are forwarded again when the kernel has lost them all, as it has when the machine was started
+/// anew: from the start of the controller until it says that it is ready.
+fn restored(lab: &Lab, loaded_per_s: f64) -> Result<Row> {
+    lab.kill()?;
+    fs::remove_dir_all(lab.folder().join("bpf/push"))?;
+    let begun = Instant::now();
+    lab.start()?;
+    let rate = f64::from(SESSIONS) / begun.elapsed().as_secs_f64();
+    let line = super::restart::last_in_line(lab)?;
+    ensure!(line.contains("kept=0"), "the kernel has kept some: {line}");
+    let row = Row::new(
+        Suite::Control,
+        "from the store",
+        "sessions loaded",
+        Some(Figure::Once(rate)),
+        "1/s",
+    )
+    .compared("in batches", Some(rate / loaded_per_s));
+    Row::print(std::slice::from_ref(&row));
+    Ok(row)
 }
 
 /// How long it takes from when an operator revokes a session until no trigger is delivered for it.

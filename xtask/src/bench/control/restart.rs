@@ -54,7 +54,8 @@ pub(super) fn run(push_ctl: &Path) -> Result<Vec<Row>> {
     Ok(rows.0)
 }
 
-fn last_in_line(lab: &Lab) -> Result<String> {
+/// What the controller has said last of store and kernel.
+pub(super) fn last_in_line(lab: &Lab) -> Result<String> {
     let log = lab.log();
     let line = log.lines().rev().find(|line| line.contains(IN_LINE));
     Ok(line
