@@ -38,6 +38,8 @@ use rounds::ROUND;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -110,6 +112,7 @@ pub struct Controller {
     operations: mpsc::Sender<Operation>,
     requests: mpsc::Sender<Request>,
     trigger_addresses: watch::Receiver<Vec<IpAddr>>,
+    has_successor: Arc<AtomicBool>,
 }
 
 impl Controller {
@@ -195,6 +198,12 @@ impl Controller {
         self.trigger_addresses.borrow().clone()
     }
 
+    /// Another one takes over as soon as this one has ended, and finds replay windows in the data plane: they need not
+    /// be written to the store at the end.
+    pub fn expect_successor(&self) {
+        self.has_successor.store(true, Ordering::Relaxed);
+    }
+
     /// Requests that wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -251,7 +260,9 @@ pub fn start(
     clock: Clock,
 ) -> Result<(Controller, Ended), StoreError> {
     let (tell_addresses, trigger_addresses) = watch::channel(kernel.trigger_addresses());
+    let has_successor = Arc::default();
     let mut owner = Owner {
+        has_successor: Arc::clone(&has_successor),
         trigger_addresses: tell_addresses,
         clock,
         sessions,
@@ -292,6 +303,7 @@ pub fn start(
         operations,
         requests,
         trigger_addresses,
+        has_successor,
     };
     Ok((controller, has_ended))
 }
@@ -310,6 +322,8 @@ struct Next {
 }
 
 struct Owner<K> {
+    /// Whether another controller takes over at the end.
+    has_successor: Arc<AtomicBool>,
     clock: Clock,
     sessions: Sessions,
     kernel: K,
@@ -396,6 +410,9 @@ impl<K: Kernel> Owner<K> {
             let is_settled = self.in_writing.is_none() && self.answers.is_empty();
             // Nobody is left who could ask, or waits for an answer.
             if !(are_operations_open || are_requests_open || has_more) && is_settled {
+                if self.has_successor.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
                 return self.write_windows(&mut writer).await;
             }
             let wake_up = self.wake_up();
