@@ -91,7 +91,7 @@ pub struct View<'a> {
     pub now: UnixTime,
     /// How long it was busy at a time.
     pub turns: Turns,
-    owner: &'a dyn Warns,
+    owner: &'a dyn Seen,
 }
 
 impl View<'_> {
@@ -100,10 +100,18 @@ impl View<'_> {
     pub fn warnings(&self) -> Vec<String> {
         self.owner.warnings()
     }
+
+    /// Why the data plane doesn't have an authorised session as it is to be, if that is so.
+    #[must_use]
+    pub fn not_in_kernel(&self, id: SessionId) -> Option<&str> {
+        self.owner.not_in_kernel(id)
+    }
 }
 
-trait Warns {
+/// What of the owner is to be seen.
+trait Seen {
     fn warnings(&self) -> Vec<String>;
+    fn not_in_kernel(&self, id: SessionId) -> Option<&str>;
 }
 
 /// Asks the controller.
@@ -571,7 +579,11 @@ impl<K: Kernel> Owner<K> {
     }
 }
 
-impl<K: Kernel> Warns for Owner<K> {
+impl<K: Kernel> Seen for Owner<K> {
+    fn not_in_kernel(&self, id: SessionId) -> Option<&str> {
+        self.not_in_kernel.get(&id).map(String::as_str)
+    }
+
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.kernel.warnings();
         if self.notices_lost > 0 {

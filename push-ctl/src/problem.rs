@@ -36,6 +36,9 @@ pub struct Problem {
 
 const KINDS: &str = "urn:push:problem:";
 
+/// When it may have been possible to deliver for a session that it wasn't possible for.
+const NOT_IN_EFFECT_RETRY_S: u64 = 5;
+
 impl Problem {
     /// The name of its kind, in words with hyphens between them.
     #[must_use]
@@ -80,6 +83,22 @@ impl Problem {
         Self {
             retry_after_s: Some(u64::try_from(seconds).unwrap_or(u64::MAX)),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, kind, title, detail)
+        }
+    }
+
+    /// The data plane has no room for what was permitted, or no way there. Why is the operator's to know.
+    #[must_use]
+    pub fn not_in_effect() -> Self {
+        let detail = "the token is good, but the gateway can't deliver for this session at the moment; its operator can \
+                      see why. It keeps trying: ask again until the answer is another one";
+        Self {
+            retry_after_s: Some(NOT_IN_EFFECT_RETRY_S),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not-in-effect",
+                "The session is not in effect yet",
+                detail,
+            )
         }
     }
 

@@ -109,7 +109,7 @@ async fn authorised_at(controller: &Controller, n: u8, path: Path) -> SessionId 
 }
 
 /// Waits for what happens without anybody asking.
-async fn until(condition: impl Fn() -> bool) {
+pub(crate) async fn until(condition: impl Fn() -> bool) {
     let came = async {
         while !condition() {
             tokio::task::yield_now().await;
