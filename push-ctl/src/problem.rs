@@ -2,6 +2,7 @@
 
 use crate::controller::Stopped;
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequestParts, Path, Request};
 use axum::http::request::Parts;
@@ -12,6 +13,7 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
 /// More than this isn't read of any request.
 const MAX_DISCARDED_BYTES: usize = 32 << 20;
@@ -240,6 +242,8 @@ pub(crate) async fn in_size(limit_bytes: usize, request: Request, next: Next) ->
     if len_bytes > limit_bytes {
         return too_large(limit_bytes);
     }
+    // There may be a token in it.
+    let collected = Bytes::from_owner(Zeroizing::new(collected));
     next.run(Request::from_parts(head, collected.into())).await
 }
 

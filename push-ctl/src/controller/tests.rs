@@ -133,7 +133,7 @@ async fn what_is_acknowledged_is_durable_and_in_the_data_plane() {
             ("10.0.0.2:7000".to_owned(), DEVICE.gateway)
         );
         assert!(image.expires_in > Duration::from_secs(3590));
-        assert_eq!(image.key, token(1).key());
+        assert_eq!(*image.key, token(1).key());
         assert_eq!(state.image.sessions.len(), 1);
     }
     controller

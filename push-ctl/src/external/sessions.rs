@@ -14,14 +14,15 @@ use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use tracing::debug;
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
 /// What an application's server proves to have.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ValidateRequest {
     /// The token that the device was given for the session.
-    #[schema(example = "ptk_00112233445566778899aabbccddeeff")]
-    token: String,
+    #[schema(value_type = String, example = "ptk_00112233445566778899aabbccddeeff")]
+    token: Zeroizing<String>,
 }
 
 /// The session is authorised.
