@@ -18,7 +18,7 @@ fn session(slot: u32) -> SessionImage {
         tunnel: None,
         policy: 0,
         token_generation: 0,
-        key: TagKey::from_bytes([slot as u8; 16]),
+        key: TagKey::from_bytes([slot as u8; 16]).into(),
         previous_key: None,
         window: [0; 4],
         expires_in: Duration::from_secs(3600),

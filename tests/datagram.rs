@@ -85,7 +85,7 @@ impl Session {
             tunnel: None,
             policy: 0,
             token_generation: 7,
-            key: TagKey::from_bytes([slot as u8; 16]),
+            key: TagKey::from_bytes([slot as u8; 16]).into(),
             previous_key: None,
             window: [0; 4],
             expires_in: Duration::from_secs(3600),
@@ -123,7 +123,7 @@ impl Session {
     ) -> Vec<u8> {
         let image = &self.image;
         let header = TriggerHeader::sign(
-            image.key,
+            *image.key,
             flags,
             image.token_generation,
             image.id,

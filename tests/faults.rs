@@ -2,26 +2,26 @@
 //! isn't there, clocks that jump. Triggers flow meanwhile, and none is lost.
 
 use crate::story::{
-    APP, DEVICE_PORT, LIMIT, PUSH_CTL, StopAtEnd, Story, demand_each_once, device, inside, server,
-    wait_until,
+    APP, PUSH_CTL, Story, demand_each_once, device, server, wait_until, while_triggers_flow,
 };
 use nix::mount::{MsFlags, mount};
+use push_ctl::store::VERSION;
+use redb::{Database, TableDefinition};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::slice;
-use std::sync::atomic::AtomicBool;
-use std::thread;
-use xtask::child;
-use xtask::clients::Answer;
 use xtask::lab::{Config, GATEWAY_INSIDE, Lab, Options, Party};
-use xtask::traffic::{Load, Sink, Turn};
+use xtask::traffic::Sink;
 
-/// How fast triggers flow.
-const RATE_PER_S: u32 = 10_000;
+const META: TableDefinition<'_, &str, u32> = TableDefinition::new("meta");
+const TERMINALS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("terminals");
+
+/// Where a file of redb has the version of its format.
+const REDB_VERSIONS_AT: [usize; 2] = [64, 192];
 
 /// A lab whose daemon keeps what it has on a disk of this size, in bytes.
 fn with_disk(prefix: &str, size: u64) -> Story {
@@ -43,34 +43,6 @@ fn with_disk(prefix: &str, size: u64) -> Story {
 
 fn mount_tmpfs(at: &Path, flags: MsFlags, options: &str) {
     mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some(options)).unwrap();
-}
-
-/// Does `work` while triggers flow, of which each has to be delivered once.
-fn while_triggers_flow(story: &Story, work: impl FnOnce()) {
-    let lab = &story.lab;
-    let session = story.authorised(0, DEVICE_PORT);
-    let sink = Sink::start(device(lab, 0, DEVICE_PORT), &[session]).unwrap();
-    let (server, stop) = (server(lab, 0), AtomicBool::new(false));
-    let sent = thread::scope(|scope| {
-        let load = Load {
-            sessions: slice::from_ref(&session),
-            first_sequence: 1,
-            triggers: u64::MAX,
-            payload_bytes: 40,
-            rate_per_s: Some(RATE_PER_S),
-            turns: &[Turn::Good],
-        };
-        let (server, stop_here) = (&server, &stop);
-        let generator = scope.spawn(move || load.send(server, stop_here).unwrap());
-        let stop = StopAtEnd(&stop);
-        assert!(sink.wait_for(1000, LIMIT), "{:?}", sink.received());
-        work();
-        let delivered = sink.received().delivered;
-        assert!(sink.wait_for(delivered + 1000, LIMIT), "they don't flow");
-        drop(stop);
-        generator.join().unwrap().triggers
-    });
-    demand_each_once(sink, sent);
 }
 
 /// The daemon is asked to start, and doesn't: what it says.
@@ -134,7 +106,7 @@ fn a_disk_that_is_full_loses_nothing_that_was_acknowledged() {
         }
         (acknowledged, refused)
     };
-    while_triggers_flow(&story, || {
+    while_triggers_flow(&story, |_| {
         let (mut acknowledged, _) = told(devices("before", 500, "10.128.128.0/17"));
         assert_eq!(acknowledged.len(), 500);
         // All but a little of what is left.
@@ -172,7 +144,7 @@ fn a_disk_that_is_read_only_is_named_and_what_is_on_it_comes_back() {
     let story = with_disk("push-fault-2", 16 << 20);
     let lab = &story.lab;
     story.registered(1);
-    while_triggers_flow(&story, || {
+    while_triggers_flow(&story, |_| {
         let before = terminals(lab);
         lab.kill().unwrap();
         let state = lab.folder().join("state");
@@ -187,11 +159,11 @@ fn a_disk_that_is_read_only_is_named_and_what_is_on_it_comes_back() {
 }
 
 #[test]
-fn a_store_that_is_damaged_or_of_another_version_is_refused_and_left_alone() {
+fn a_store_that_is_damaged_is_refused_and_left_alone() {
     let story = Story::begin("push-fault-3");
     let lab = &story.lab;
     story.registered(1);
-    while_triggers_flow(&story, || {
+    while_triggers_flow(&story, |_| {
         let before = terminals(lab);
         lab.kill().unwrap();
         let good = fs::read(store(lab)).unwrap();
@@ -233,11 +205,99 @@ fn a_store_that_is_damaged_or_of_another_version_is_refused_and_left_alone() {
     });
 }
 
+/// Somebody has gone back to an older push-ctl, or put the file of another gateway in place.
+#[test]
+fn a_store_of_another_version_is_refused_and_left_alone_and_all_goes_on_with_the_right_one() {
+    let story = Story::begin("push-fault-7");
+    let lab = &story.lab;
+    let registration = story.registered(1);
+    while_triggers_flow(&story, |flow| {
+        let before = terminals(lab);
+        lab.kill().unwrap();
+        let good = fs::read(store(lab)).unwrap();
+        // By what it would be if a newer push-ctl had written it; what else is in it then is anybody's guess.
+        let newer = |has_other_rows: bool| {
+            let database = Database::open(store(lab)).unwrap();
+            let transaction = database.begin_write().unwrap();
+            {
+                let mut meta = transaction.open_table(META).unwrap();
+                meta.insert("version", VERSION + 1).unwrap();
+                if has_other_rows {
+                    let mut terminals = transaction.open_table(TERMINALS).unwrap();
+                    terminals.retain(|_, _| false).unwrap();
+                    terminals.insert(1, &[0xFF; 9][..]).unwrap();
+                    meta.insert("key_check", 7).unwrap();
+                }
+            }
+            transaction.commit().unwrap();
+            drop(database);
+            let bad = fs::read(store(lab)).unwrap();
+            fs::write(store(lab), &good).unwrap();
+            bad
+        };
+        // Where redb has the version of its own format, in both of its headers.
+        let mut of_another_format = good.clone();
+        for at in REDB_VERSIONS_AT {
+            assert_eq!(of_another_format[at], 3, "the place has changed");
+            of_another_format[at] = 9;
+        }
+        let another = format!(
+            "has version {}, this push-ctl reads versions 1 to {VERSION}: use the push-ctl that made it, or move it \
+             away to start empty",
+            VERSION + 1
+        );
+        let cases = [
+            ("newer", newer(false), &*another),
+            ("newer, and unreadable", newer(true), &another),
+            (
+                "of another format",
+                of_another_format,
+                "has version 9 of the file format, this push-ctl reads",
+            ),
+            (
+                "something else",
+                b"SQLite format 3\0".repeat(512),
+                "put a backup in its place, or move it away",
+            ),
+        ];
+        for (what, bad, words) in cases {
+            fs::write(store(lab), &bad).unwrap();
+            let files = files_in_state(lab);
+            let error = refuses_to_start(lab);
+            assert!(error.contains("ended (exit status: 1)"), "{what}: {error}");
+            assert!(error.contains(words), "{what}: {error}");
+            assert!(error.contains("push.redb"), "{what}: {error}");
+            assert!(
+                fs::read(store(lab)).unwrap() == bad,
+                "{what}: it was changed"
+            );
+            assert_eq!(files_in_state(lab), files, "{what}");
+            flow();
+        }
+        fs::write(store(lab), &good).unwrap();
+        lab.start().unwrap();
+        assert_eq!(terminals(lab), before);
+        story.requested(1, &registration, "afterwards", 7001);
+    });
+    // Somebody who comes afterwards is delivered to, too.
+    let session = story.authorised(1, 7002);
+    let sink = Sink::start(device(lab, 1, 7002), &[session]).unwrap();
+    let mut trigger = [0; 100];
+    session.trigger(1, &mut trigger);
+    server(lab, 1).send(&trigger).unwrap();
+    demand_each_once(sink, 1);
+}
+
+fn files_in_state(lab: &Lab) -> BTreeSet<OsString> {
+    let entries = fs::read_dir(lab.folder().join("state")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name()).collect()
+}
+
 #[test]
 fn a_table_of_another_size_is_refused_and_the_one_there_is_goes_on() {
     let story = Story::begin("push-fault-4");
     let lab = &story.lab;
-    while_triggers_flow(&story, || {
+    while_triggers_flow(&story, |_| {
         let before = terminals(lab);
         lab.stop().unwrap();
         for slots in [1024, 8192] {
@@ -253,44 +313,6 @@ fn a_table_of_another_size_is_refused_and_the_one_there_is_goes_on() {
         lab.write_config(&Config::default()).unwrap();
         lab.start().unwrap();
         assert_eq!(terminals(lab), before);
-    });
-}
-
-#[test]
-fn whoever_comes_when_the_table_is_full_is_refused_and_nobody_else_notices() {
-    let config = Config {
-        slots: 2,
-        ..Config::default()
-    };
-    let story = Story::with(&Options {
-        config,
-        ..Options::new("push-fault-5", Path::new(PUSH_CTL))
-    });
-    while_triggers_flow(&story, || {
-        let registration = story.registered(1);
-        let refused = |uri: &str| {
-            let source = xtask::lab::DEVICE[1];
-            let answer = story.clients().coap(Party::Device, "post", source, uri);
-            match answer.unwrap() {
-                Answer::Refused(why) => why,
-                Answer::Success(_) => panic!("{uri} was granted"),
-            }
-        };
-        let gateway = inside(1);
-        story.requested(1, &registration, "two", 7001);
-        let session =
-            format!("coap://{gateway}/rd/{registration}/s?app={APP}&inst=three&port=7002");
-        let why = refused(&session);
-        assert!(
-            why.contains("5.03") && why.contains("too many sessions"),
-            "{why}"
-        );
-        // As many terminals as slots, too.
-        let lab = &story.lab;
-        let mut barred = lab.push_ctl(&["terminal", "suspend", "stolen", "--unregistered"]);
-        let barred = child::finish(&mut barred).unwrap();
-        let said = String::from_utf8_lossy(&barred.stderr);
-        assert!(said.contains("sessions.slots"), "{said}");
     });
 }
 
@@ -354,7 +376,7 @@ fn a_wall_clock_that_is_set_ends_no_registration_and_lets_none_live_longer() {
     let story = Story::begin("push-clock-1");
     let lab = &story.lab;
     story.registered(1);
-    while_triggers_flow(&story, || {
+    while_triggers_flow(&story, |_| {
         let before = expires_in(lab);
         for by in ["+1h", "-1h"] {
             lab.kill().unwrap();

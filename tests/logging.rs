@@ -44,7 +44,7 @@ fn a_dropped_trigger_is_logged_from_level_info_on_and_nothing_else_ever_is() {
     Gateway::run(|mut gateway| {
         let mut session = Session::new(1, DEVICES[0]).installed(&mut gateway);
         let mut forger = session.clone();
-        forger.image.key = TagKey::from_bytes([0xEE; 16]);
+        forger.image.key = TagKey::from_bytes([0xEE; 16]).into();
         let mut guesser = Session::new(2, DEVICES[0]);
         for (level, is_logged) in [
             (Level::ERROR, false),

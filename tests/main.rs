@@ -29,6 +29,7 @@
 //! | [`watching`] | events, the audit log, rates and metrics of a daemon at work |
 //! | [`hostile`] | that peers who mean no good come to nothing |
 //! | [`faults`] | disks, limits, memory and clocks that fail: what is acknowledged stays, and triggers flow |
+//! | [`limits`] | one session, application, realm or next hop too many: that is told, and triggers flow |
 //! | [`secrecy`] | that only the daemon gets at what it has, and no secret gets out |
 //! | [`bad_input`] | what is refused at the start and at the interfaces, and how |
 
@@ -49,6 +50,7 @@ mod gateway;
 mod hostile;
 mod integrators;
 mod judged;
+mod limits;
 #[cfg(feature = "log")]
 mod logging;
 mod model;

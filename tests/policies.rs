@@ -203,7 +203,7 @@ fn acknowledgement(session: &Session, trigger: &[u8]) -> Datagram {
         destination: session.image.source,
         hop_limit: 3,
         payload: header
-            .acknowledgement(session.image.key)
+            .acknowledgement(*session.image.key)
             .as_bytes()
             .to_vec(),
     }
@@ -367,7 +367,7 @@ fn what_is_worth_telling_is_told_and_never_too_often() {
             assert_eq!(gateway.send(EXT, &good).0, Verdict::Replayed);
         }
         let mut forger = session.clone();
-        forger.image.key = TagKey::from_bytes([0xEE; 16]);
+        forger.image.key = TagKey::from_bytes([0xEE; 16]).into();
         let begin = Instant::now();
         let forged = 300;
         for _ in 0..forged {
@@ -436,7 +436,7 @@ fn what_is_worth_telling_is_told_and_never_too_often() {
 fn what_nobody_reads_is_counted_as_lost() {
     Gateway::run(|mut gateway| {
         let mut forger = Session::new(1, DEVICES[0]).installed(&mut gateway);
-        forger.image.key = TagKey::from_bytes([0xEE; 16]);
+        forger.image.key = TagKey::from_bytes([0xEE; 16]).into();
         let mut guesser = forger.clone();
         guesser.image.id = SessionId::new(SLOTS + 5, 5);
         let mut unresolved = Session::new(2, "10.64.0.99:7000").installed(&mut gateway);

@@ -13,8 +13,10 @@
 //! | [`updates`] | triggers against changes to their session |
 //! | [`delivery`] | the same from socket to socket, and against the daemon's end |
 //! | [`flood`] | good triggers against nine times as many bad ones |
-//! | [`outages`] | triggers against upgrades, crashes, and links that go away |
+//! | [`outages`] | triggers against upgrades, and links that go away |
+//! | [`crashes`] | triggers, and all that was acknowledged, against `kill -9` at any moment |
 
+mod crashes;
 mod delivery;
 mod flood;
 mod outages;

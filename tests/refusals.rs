@@ -295,7 +295,7 @@ fn what_is_not_authorised(session: &mut Session) -> Vec<Row> {
         ..session.clone()
     };
     let mut other_key = session.clone();
-    other_key.image.key = TagKey::from_bytes([0xEE; 16]);
+    other_key.image.key = TagKey::from_bytes([0xEE; 16]).into();
     let with_token = |token_generation| Session {
         image: SessionImage {
             token_generation,

@@ -5,8 +5,8 @@ use crate::story::{PUSH_CTL, Story, device, outside, server};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use push_common::token::Token;
-use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, chown};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -258,6 +258,80 @@ fn with_a_key_file_no_key_is_in_the_store_and_all_goes_on_after_a_restart() {
     child::output(lab.push_ctl(&rekey).args(from)).unwrap();
     assert!(shows_key(), "this test can see keys");
     lab.start().unwrap();
+}
+
+/// How often something is in the memory of a process that it writes to: in maps that the kernel has, too, and
+/// elsewhere.
+fn in_memory(pid: u32, secret: &[u8]) -> (usize, usize) {
+    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let (mut in_maps, mut elsewhere) = (0, 0);
+    for line in fs::read_to_string(format!("/proc/{pid}/maps"))
+        .unwrap()
+        .lines()
+    {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let (begin, end) = fields[0].split_once('-').unwrap();
+        let [begin, end] = [begin, end].map(|at| u64::from_str_radix(at, 16).unwrap());
+        let mut content = vec![0; usize::try_from(end - begin).unwrap()];
+        // Some of it has no pages to be read.
+        if !fields[1].starts_with("rw") || memory.read_exact_at(&mut content, begin).is_err() {
+            continue;
+        }
+        let first = content
+            .iter()
+            .enumerate()
+            .filter(|&(_, &byte)| byte == secret[0]);
+        let times = first
+            .filter(|&(at, _)| content[at..].starts_with(secret))
+            .count();
+        match fields.get(5) {
+            Some(&"anon_inode:bpf-map") => in_maps += times,
+            Some(_) | None => elsewhere += times,
+        }
+    }
+    (in_maps, elsewhere)
+}
+
+/// With a key file, the store has them in no form that could be seen here, nor have its pages in memory.
+#[test]
+fn a_key_is_in_memory_where_it_is_needed_and_for_as_long() {
+    let mut options = Options::new("push-sec-5", Path::new(PUSH_CTL));
+    options.daemon = false;
+    let lab = Lab::up(&options).unwrap();
+    let key_file = lab.folder().join("store.key");
+    sh(&format!(
+        "openssl rand -out {0} 32 && chmod 0400 {0}",
+        key_file.display()
+    ));
+    let config = fs::read_to_string(lab.config_path()).unwrap();
+    let config = format!("state_key_file = {key_file:?}\n{config}");
+    fs::write(lab.config_path(), config).unwrap();
+    lab.start().unwrap();
+    let story = Story::in_lab(lab);
+    let lab = &story.lab;
+    let granted = story.granted();
+    let token = fs::read_to_string(&granted.token_file).unwrap();
+    let key = token.trim().parse::<Token>().unwrap().key().to_bytes();
+    let digits = hex::encode(key);
+    let seen = |secret: &[u8]| in_memory(lab.pid().unwrap(), secret);
+    let (in_maps, elsewhere) = seen(&key);
+    assert!(in_maps == 1 && elsewhere >= 1, "this test can see keys");
+
+    // Nothing is left of what was written to a file.
+    let file = lab.folder().join("sessions.jsonl");
+    lab.push_ctl_json(&["session", "export", file.to_str().unwrap()])
+        .unwrap();
+    let exported = fs::read_to_string(&file).unwrap();
+    assert!(exported.contains(&digits), "this test can see digits");
+    assert_eq!(seen(digits.as_bytes()), (0, 0));
+
+    // Who has read it from the store has it once, and the path has it once; it isn't where it was put together.
+    lab.kill().unwrap();
+    lab.start().unwrap();
+    assert_eq!(seen(&key), (1, 1));
+    lab.push_ctl_json(&["session", "revoke", &granted.id])
+        .unwrap();
+    assert_eq!(seen(&key), (0, 0));
 }
 
 /// Whether this line of a dump is a jump that depends on something.

@@ -1,8 +1,9 @@
 //! The daemon as systemd runs it: what its unit permits is enough, and what it says is right.
 
-use crate::story::{PUSH_CTL, Story, socket_address};
+use crate::story::{PUSH_CTL, Story, socket_address, while_triggers_flow};
 use push_common::wire::TRIGGER_HEADER_LEN;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::net::UnixDatagram;
@@ -128,6 +129,61 @@ fn receives(story: &Story, session: &Session, sequence: u64) {
     let mut datagram = [0; 2048];
     let length = device.recv(&mut datagram).unwrap();
     assert_eq!(datagram[..length], trigger);
+}
+
+/// As `systemctl stop` does it: the process gets a signal, and has ended when it says so.
+#[test]
+fn an_orderly_stop_leaves_everything_attached_and_forwarding() {
+    let story = Story::begin("push-svc-5");
+    let lab = &story.lab;
+    let pins = || -> BTreeSet<_> {
+        let entries = fs::read_dir(lab.folder().join("bpf/push")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    };
+    // Of the kernel, as the daemon may not be there.
+    let attached = || {
+        ["gw-app", "gw-dev"].map(|nic| {
+            let pin = lab.folder().join("bpf/push").join(format!("link_{nic}"));
+            let bpftool = |object: &[&str]| -> Value {
+                let mut bpftool = child::command("bpftool");
+                bpftool.arg("-j").args(object);
+                serde_json::from_str(&child::output(&mut bpftool).unwrap()).unwrap()
+            };
+            let link = bpftool(&["link", "show", "pinned", pin.to_str().unwrap()]);
+            let mut ip = child::command("ip");
+            let namespace = lab.namespace(Party::Gateway);
+            ip.args(["-n", &namespace, "-j", "-d", "link", "show", "dev", nic]);
+            let device: Value = serde_json::from_str(&child::output(&mut ip).unwrap()).unwrap();
+            assert_eq!(device[0]["xdp"]["prog"]["id"], link["prog_id"], "{nic}");
+            (link["id"].clone(), link["prog_id"].clone())
+        })
+    };
+    let of_daemon = || {
+        let status = lab.push_ctl_json(&["status"]).unwrap();
+        let nics = status["nics"].as_array().unwrap().clone();
+        <[_; 2]>::try_from(nics).unwrap()
+    };
+    while_triggers_flow(&story, |flow| {
+        for _ in 0..2 {
+            let (pins_before, attached_before) = (pins(), attached());
+            let process = format!("/proc/{}", lab.pid().unwrap());
+            lab.stop().unwrap();
+            assert!(!Path::new(&process).exists());
+            lab.push_ctl_json(&["status"]).unwrap_err();
+            assert_eq!(pins(), pins_before);
+            assert_eq!(attached(), attached_before);
+            flow();
+
+            lab.start().unwrap();
+            let links = attached_before.map(|(link, _)| link);
+            for (nic, link) in of_daemon().iter().zip(&links) {
+                assert_eq!((&nic["link_id"], &nic["adopted"]), (link, &true.into()));
+            }
+            assert_eq!(attached().map(|(link, _)| link), links);
+            assert_eq!(pins(), pins_before);
+            flow();
+        }
+    });
 }
 
 #[test]

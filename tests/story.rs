@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use xtask::child;
 use xtask::clients::{Clients, Granted};
 use xtask::lab::{APPLICATION, DEVICE, GATEWAY_INSIDE, GATEWAY_OUTSIDE, Lab, Options, Party};
-use xtask::traffic::{Received, Session, Sink};
+use xtask::traffic::{Load, Received, Session, Sink, Turn};
 
 /// The daemon and command line under test.
 pub(crate) const PUSH_CTL: &str = env!("CARGO_BIN_EXE_push-ctl");
@@ -157,6 +159,39 @@ pub(crate) fn demand_each_once(sink: Sink, sent: u64) {
         sink.received()
     );
     assert_eq!(sink.finish().unwrap(), Received::just(sent));
+}
+
+/// Does `work` while triggers flow, of which each has to be delivered once. It is given what waits until more of them
+/// have been.
+pub(crate) fn while_triggers_flow(story: &Story, work: impl FnOnce(&dyn Fn())) {
+    const RATE_PER_S: u32 = 10_000;
+    let lab = &story.lab;
+    let session = story.authorised(0, DEVICE_PORT);
+    let sink = Sink::start(device(lab, 0, DEVICE_PORT), &[session]).unwrap();
+    let (server, stop) = (server(lab, 0), AtomicBool::new(false));
+    let sent = thread::scope(|scope| {
+        let load = Load {
+            sessions: slice::from_ref(&session),
+            first_sequence: 1,
+            triggers: u64::MAX,
+            payload_bytes: 40,
+            rate_per_s: Some(RATE_PER_S),
+            turns: &[Turn::Good],
+        };
+        let (server, stop_here) = (&server, &stop);
+        let generator = scope.spawn(move || load.send(server, stop_here).unwrap());
+        let stop = StopAtEnd(&stop);
+        assert!(sink.wait_for(1000, LIMIT), "{:?}", sink.received());
+        let flow = || {
+            let delivered = sink.received().delivered;
+            assert!(sink.wait_for(delivered + 1000, LIMIT), "they don't flow");
+        };
+        work(&flow);
+        flow();
+        drop(stop);
+        generator.join().unwrap().triggers
+    });
+    demand_each_once(sink, sent);
 }
 
 /// Has a generator stop even if the test fails.

@@ -181,3 +181,26 @@ fn no_trigger_is_accepted_again_after_the_machine_was_restarted() {
         assert_eq!(count("replayed"), 1, "orderly: {is_orderly}");
     }
 }
+
+/// The store isn't told then, and need not be: who comes next finds the windows in the kernel, however it comes.
+#[test]
+fn no_trigger_is_accepted_again_after_an_upgrade_nor_after_who_came_of_it_was_killed() {
+    let story = Story::begin("push-upgraded");
+    let lab = &story.lab;
+    let (send, arrives) = way(&story);
+    send(1000);
+    arrives();
+    lab.push_ctl_json(&["upgrade"]).unwrap();
+    let refused = |times| {
+        send(1000);
+        wait_until("a trigger from before is refused", || {
+            verdicts(lab, "gw-app")["replayed"] == times
+        });
+    };
+    refused(1);
+    lab.kill().unwrap();
+    lab.start().unwrap();
+    refused(2);
+    send(1001);
+    arrives();
+}

@@ -147,8 +147,8 @@ fn two_token_generations_are_valid_while_they_overlap() {
         for generation in [8, 9] {
             let mut new = old.clone();
             new.image.token_generation = generation;
-            new.image.key = TagKey::from_bytes([generation; 16]);
-            new.image.previous_key = Some(old.image.key);
+            new.image.key = TagKey::from_bytes([generation; 16]).into();
+            new.image.previous_key = Some(old.image.key.clone());
             let mut new = new.installed(&mut gateway);
             new.sequence += 10;
             assert_eq!(

@@ -132,6 +132,14 @@ pub struct SessionControl {
     pub flags: u8,
 }
 
+/// Of all that is in it, the key is to be overwritten by zeros where that is asked for.
+#[cfg(feature = "token")]
+impl zeroize::Zeroize for SessionRecord {
+    fn zeroize(&mut self) {
+        self.key.zeroize();
+    }
+}
+
 impl SessionControl {
     /// The device has an IPv6 address.
     pub const IPV6: u8 = 1;

@@ -38,6 +38,8 @@ use rounds::ROUND;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -89,7 +91,7 @@ pub struct View<'a> {
     pub now: UnixTime,
     /// How long it was busy at a time.
     pub turns: Turns,
-    owner: &'a dyn Warns,
+    owner: &'a dyn Seen,
 }
 
 impl View<'_> {
@@ -98,10 +100,18 @@ impl View<'_> {
     pub fn warnings(&self) -> Vec<String> {
         self.owner.warnings()
     }
+
+    /// Why the data plane doesn't have an authorised session as it is to be, if that is so.
+    #[must_use]
+    pub fn not_in_kernel(&self, id: SessionId) -> Option<&str> {
+        self.owner.not_in_kernel(id)
+    }
 }
 
-trait Warns {
+/// What of the owner is to be seen.
+trait Seen {
     fn warnings(&self) -> Vec<String>;
+    fn not_in_kernel(&self, id: SessionId) -> Option<&str>;
 }
 
 /// Asks the controller.
@@ -110,6 +120,7 @@ pub struct Controller {
     operations: mpsc::Sender<Operation>,
     requests: mpsc::Sender<Request>,
     trigger_addresses: watch::Receiver<Vec<IpAddr>>,
+    has_successor: Arc<AtomicBool>,
 }
 
 impl Controller {
@@ -195,6 +206,12 @@ impl Controller {
         self.trigger_addresses.borrow().clone()
     }
 
+    /// Another one takes over as soon as this one has ended, and finds replay windows in the data plane: they need not
+    /// be written to the store at the end.
+    pub fn expect_successor(&self) {
+        self.has_successor.store(true, Ordering::Relaxed);
+    }
+
     /// Requests that wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -251,7 +268,9 @@ pub fn start(
     clock: Clock,
 ) -> Result<(Controller, Ended), StoreError> {
     let (tell_addresses, trigger_addresses) = watch::channel(kernel.trigger_addresses());
+    let has_successor = Arc::default();
     let mut owner = Owner {
+        has_successor: Arc::clone(&has_successor),
         trigger_addresses: tell_addresses,
         clock,
         sessions,
@@ -292,6 +311,7 @@ pub fn start(
         operations,
         requests,
         trigger_addresses,
+        has_successor,
     };
     Ok((controller, has_ended))
 }
@@ -310,6 +330,8 @@ struct Next {
 }
 
 struct Owner<K> {
+    /// Whether another controller takes over at the end.
+    has_successor: Arc<AtomicBool>,
     clock: Clock,
     sessions: Sessions,
     kernel: K,
@@ -396,6 +418,9 @@ impl<K: Kernel> Owner<K> {
             let is_settled = self.in_writing.is_none() && self.answers.is_empty();
             // Nobody is left who could ask, or waits for an answer.
             if !(are_operations_open || are_requests_open || has_more) && is_settled {
+                if self.has_successor.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
                 return self.write_windows(&mut writer).await;
             }
             let wake_up = self.wake_up();
@@ -554,7 +579,11 @@ impl<K: Kernel> Owner<K> {
     }
 }
 
-impl<K: Kernel> Warns for Owner<K> {
+impl<K: Kernel> Seen for Owner<K> {
+    fn not_in_kernel(&self, id: SessionId) -> Option<&str> {
+        self.not_in_kernel.get(&id).map(String::as_str)
+    }
+
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.kernel.warnings();
         if self.notices_lost > 0 {

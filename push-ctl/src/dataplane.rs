@@ -62,6 +62,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use survey::Switch;
 use table::SessionTable;
+use zeroize::Zeroizing;
 
 /// How long after a failure events are waited for again.
 const EVENTS_RETRY: Duration = Duration::from_secs(10);
@@ -209,13 +210,14 @@ impl Dataplane {
             self.settings.session_slots,
         );
         let target = self.target(image)?;
-        if let Some(key) = image.previous_key {
+        if let Some(key) = &image.previous_key {
             let previous = PreviousKey {
                 generation: id.generation(),
                 token_generation: u32::from(image.token_generation.wrapping_sub(1)),
-                key,
+                key: **key,
             };
-            let bytes: PreviousKeyBytes = bytemuck::must_cast(previous);
+            let bytes = Zeroizing::new(bytemuck::must_cast::<_, PreviousKeyBytes>(previous));
+            let bytes: &PreviousKeyBytes = &bytes;
             self.previous_keys
                 .insert(id.slot(), bytes, 0)
                 .context("no room for another token that has been rotated but is still valid; wait until others have ended, or rotate without an overlap")?;

@@ -40,6 +40,7 @@ use std::time::{Duration, Instant};
 use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
+use zeroize::Zeroizing;
 
 /// Requests of one socket that are carried out at the same time. Others are dropped; devices send them again.
 const UNDER_WAY: usize = 1024;
@@ -430,7 +431,7 @@ impl Endpoint {
         request: &Request,
         proven: bool,
         device: SocketAddr,
-    ) -> Vec<u8> {
+    ) -> Zeroizing<Vec<u8>> {
         if !proven {
             reply = reply.no_longer_than(request, self.tag(device));
         }
@@ -491,10 +492,11 @@ struct SessionAnswer<'a> {
 }
 
 /// A new token, and its text.
-fn fresh_token() -> (Token, String) {
+fn fresh_token() -> (Token, Zeroizing<String>) {
     let token = Token::from_bytes(random::bytes());
-    let text = String::from_utf8_lossy(&token.to_text()).into_owned();
-    (token, text)
+    let text = Zeroizing::new(token.to_text());
+    let text = String::from_utf8_lossy(&*text).into_owned();
+    (token, text.into())
 }
 
 fn session_answer(
@@ -524,8 +526,11 @@ fn session_answer(
     match format {
         AnswerFormat::Cbor => created.with(ContentFormat::ApplicationCBOR, cbor(&answer)),
         AnswerFormat::Text => {
-            let text = format!(
-                "session_id={id}\ntoken={token}\ntoken_generation={token_generation}\nlifetime_s={}\n",
+            // With room for all of it: growing would leave copies behind.
+            let mut text = String::with_capacity(256);
+            let _infallible = writeln!(
+                text,
+                "session_id={id}\ntoken={token}\ntoken_generation={token_generation}\nlifetime_s={}",
                 answer.lifetime_s
             );
             created.with(ContentFormat::TextPlain, text.into_bytes())
@@ -534,5 +539,8 @@ fn session_answer(
 }
 
 fn cbor(answer: &impl Encode<()>) -> Vec<u8> {
-    minicbor::to_vec(answer).expect("a vector takes whatever is written to it")
+    // As above.
+    let mut bytes = Vec::with_capacity(256);
+    minicbor::encode(answer, &mut bytes).expect("a vector takes whatever is written to it");
+    bytes
 }

@@ -101,7 +101,7 @@ use upgrade::{Ended, Upgrade};
 const GRACE: Duration = Duration::from_secs(5);
 
 /// How long the controller may take to write the replay windows of all sessions that got triggers since the last
-/// time: shorter than systemd's patience.
+/// time, unless it is upgraded: shorter than systemd's patience.
 const LAST_WRITES: Duration = Duration::from_secs(20);
 
 /// Messages to devices that wait to be sent, at most.
@@ -263,7 +263,10 @@ pub async fn run(
     info!("stopping; the data plane goes on delivering");
     match how {
         Ended::Stopped => service::stopping(),
-        Ended::ForUpgrade => service::reloading(),
+        Ended::ForUpgrade => {
+            service::reloading();
+            controller.expect_successor();
+        }
     }
     // The thread of the controller ends when nobody can ask any more.
     drop(controller);

@@ -2,6 +2,7 @@
 
 use crate::controller::Stopped;
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequestParts, Path, Request};
 use axum::http::request::Parts;
@@ -12,6 +13,7 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
 /// More than this isn't read of any request.
 const MAX_DISCARDED_BYTES: usize = 32 << 20;
@@ -35,6 +37,9 @@ pub struct Problem {
 }
 
 const KINDS: &str = "urn:push:problem:";
+
+/// When it may have been possible to deliver for a session that it wasn't possible for.
+const NOT_IN_EFFECT_RETRY_S: u64 = 5;
 
 impl Problem {
     /// The name of its kind, in words with hyphens between them.
@@ -80,6 +85,22 @@ impl Problem {
         Self {
             retry_after_s: Some(u64::try_from(seconds).unwrap_or(u64::MAX)),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, kind, title, detail)
+        }
+    }
+
+    /// The data plane has no room for what was permitted, or no way there. Why is the operator's to know.
+    #[must_use]
+    pub fn not_in_effect() -> Self {
+        let detail = "the token is good, but the gateway can't deliver for this session at the moment; its operator can \
+                      see why. It keeps trying: ask again until the answer is another one";
+        Self {
+            retry_after_s: Some(NOT_IN_EFFECT_RETRY_S),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not-in-effect",
+                "The session is not in effect yet",
+                detail,
+            )
         }
     }
 
@@ -221,6 +242,8 @@ pub(crate) async fn in_size(limit_bytes: usize, request: Request, next: Next) ->
     if len_bytes > limit_bytes {
         return too_large(limit_bytes);
     }
+    // There may be a token in it.
+    let collected = Bytes::from_owner(Zeroizing::new(collected));
     next.run(Request::from_parts(head, collected.into())).await
 }
 

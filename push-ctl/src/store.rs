@@ -514,6 +514,16 @@ fn opening(error: DatabaseError, path: &Path) -> StoreError {
             path,
             found: format!("{version} of the file format"),
         },
+        // redb tells it from damage only in words.
+        DatabaseError::Storage(StorageError::Corrupted(what))
+            if what.starts_with("Expected file format version") =>
+        {
+            let version = what.rsplit(' ').next().unwrap_or_default();
+            StoreError::OtherVersion {
+                path,
+                found: format!("{version} of the file format"),
+            }
+        }
         DatabaseError::Storage(StorageError::Io(cause))
             if !matches!(
                 cause.kind(),

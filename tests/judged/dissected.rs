@@ -142,7 +142,7 @@ fn trigger(session: &mut Session, from_v6: bool, payload: &[u8]) -> Packet {
         payload_length: None,
         session: session.image.id.to_u64(),
         sequence: session.sequence,
-        key: session.image.key,
+        key: *session.image.key,
         tag_error: 0,
         payload: payload.to_vec(),
     };

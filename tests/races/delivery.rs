@@ -63,7 +63,7 @@ pub(super) fn moves(prefix: &str, mut course: Course) {
     let images = places.map(|place| Session::new(1, &place.to_string()).image);
     let session = traffic::Session {
         id: images[0].id,
-        key: images[0].key,
+        key: *images[0].key,
         token_generation: images[0].token_generation,
     };
     let sinks = places.map(|place| {

@@ -30,7 +30,7 @@ fn owner(number: u32) -> Session {
     session.image.token_generation = 0;
     let mut key = [0x3C; 16];
     key[..4].copy_from_slice(&number.to_le_bytes());
-    session.image.key = TagKey::from_bytes(key);
+    session.image.key = TagKey::from_bytes(key).into();
     session
 }
 

@@ -2,7 +2,9 @@
 //! for how many seconds, if it isn't for the full count. `xtask/src/soak.rs` has their names.
 
 use super::replay::Order;
-use super::{Course, End, delivery, flood, outages, rate, replay, restart, slots, updates};
+use super::{
+    Course, End, crashes, delivery, flood, outages, rate, replay, restart, slots, updates,
+};
 use std::env;
 use std::time::Duration;
 
@@ -120,7 +122,7 @@ fn upgrades() {
 #[test]
 #[ignore = "long: cargo xtask soak"]
 fn crashes() {
-    outages::crashes("push-soak-crash", course("crashes", "crashes", 100));
+    crashes::run("push-soak-crash", course("crashes", "crashes", 100));
 }
 
 #[test]

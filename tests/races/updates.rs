@@ -318,8 +318,8 @@ pub(super) fn rotations(mut course: Course) {
         let policy = POLICIES[generation as usize % 2].0;
         let mut session = Session::new(SLOT, place.device);
         session.image.token_generation = generation as u8;
-        session.image.key = key(generation);
-        session.image.previous_key = Some(key(generation - 1));
+        session.image.key = key(generation).into();
+        session.image.previous_key = Some(key(generation - 1).into());
         session.image.policy = policy;
         session
     };

@@ -8,6 +8,7 @@
 //! | [`push_client`] | how the demo sees what arrives at a device |
 //! | [`clients`] | libcoap's client, curl and the operator, who play the parties |
 //! | [`emulated`] | devices that `push-ctl emulate device` plays |
+//! | [`export`] | any number of sessions, to be imported |
 //! | [`demo`] | the whole story in a minute, told and checked |
 //! | [`check`] | the tests, and what CI runs |
 //! | [`fuzz`] | what hostile peers send, made up |
@@ -28,6 +29,7 @@ pub mod clients;
 pub mod demo;
 pub mod dist;
 pub mod emulated;
+pub mod export;
 pub mod fuzz;
 pub mod kernels;
 pub mod lab;

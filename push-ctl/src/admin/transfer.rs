@@ -12,13 +12,13 @@ use crate::problem::Problem;
 use crate::sessions::records::{AppName, OperativeState, RealmName, RegistrationId};
 use crate::sessions::{Fit, Misfit, Moved, OperatorRefusal};
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{ConnectInfo, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
-use lines::{BadFile, End, Reader};
+use lines::{BadFile, End, Lines, Reader};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -126,7 +126,7 @@ struct Export {
 
 impl Export {
     /// The next piece of the file.
-    async fn piece(&mut self) -> Result<Option<Vec<u8>>, Stopped> {
+    async fn piece(&mut self) -> Result<Option<Bytes>, Stopped> {
         let (piece, next) = match self.next {
             Next::Header => {
                 let now = self.controller.observe(|view| view.now).await?;
@@ -134,11 +134,11 @@ impl Export {
             }
             Next::After(after) => {
                 let (some, last) = some_terminals(&self.controller, &self.filter, after).await?;
-                let mut piece = Vec::new();
+                let mut piece = Lines::default();
                 for moved in some {
                     self.has.terminals += 1;
                     self.has.sessions += moved.sessions.len();
-                    piece.extend(lines::moved(&moved));
+                    piece.append(lines::moved(&moved));
                 }
                 let next = last.map_or(Next::End, |last| Next::After(Some(last)));
                 (piece, next)
@@ -147,7 +147,7 @@ impl Export {
             Next::Nothing => return Ok(None),
         };
         self.next = next;
-        Ok(Some(piece))
+        Ok(Some(piece.into_piece()))
     }
 }
 

@@ -109,7 +109,7 @@ async fn authorised_at(controller: &Controller, n: u8, path: Path) -> SessionId 
 }
 
 /// Waits for what happens without anybody asking.
-async fn until(condition: impl Fn() -> bool) {
+pub(crate) async fn until(condition: impl Fn() -> bool) {
     let came = async {
         while !condition() {
             tokio::task::yield_now().await;
@@ -133,7 +133,7 @@ async fn what_is_acknowledged_is_durable_and_in_the_data_plane() {
             ("10.0.0.2:7000".to_owned(), DEVICE.gateway)
         );
         assert!(image.expires_in > Duration::from_secs(3590));
-        assert_eq!(image.key, token(1).key());
+        assert_eq!(*image.key, token(1).key());
         assert_eq!(state.image.sessions.len(), 1);
     }
     controller
@@ -275,10 +275,23 @@ async fn the_store_learns_replay_windows_while_it_runs_and_all_of_them_at_its_en
     // The kernel has forgotten everything, as it does when the machine starts.
     world.state().kernel.clear();
     world.state().policies.clear();
-    let (_controller, _ended) = world.start();
+    let (controller, ended) = world.start();
     for id in sessions {
         assert_eq!(world.state().kernel[&id].window, LATER);
     }
+
+    // Who takes over at once finds them there.
+    let (_, before) = stored();
+    let_through(sessions[0], EARLIER);
+    let_through(sessions[1], EARLIER);
+    controller.expect_successor();
+    drop(controller);
+    ended.await.unwrap().unwrap();
+    assert_eq!(stored(), ([Some(LATER), Some(LATER)], before));
+    let (controller, ended) = world.start();
+    drop(controller);
+    ended.await.unwrap().unwrap();
+    assert_eq!(stored().0, [Some(EARLIER), Some(EARLIER)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

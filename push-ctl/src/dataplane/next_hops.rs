@@ -148,7 +148,7 @@ impl NextHops {
         let index = index.with_context(|| {
             format!(
                 "all {MAX_NEXT_HOPS} next hops are in use: each device that is right on a link of the \
-                 gateway takes one, so put a router in front of them, or end sessions"
+                 gateway takes one, and so does each peer of tunnels; put a router in front of devices, or end sessions"
             )
         })?;
         self.refer(index, 1);

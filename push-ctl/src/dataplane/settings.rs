@@ -9,6 +9,7 @@ use push_common::wire::SessionId;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// What the data plane is to be like.
 #[derive(Clone, Debug)]
@@ -151,9 +152,9 @@ pub struct SessionImage {
     /// Generation of the current token.
     pub token_generation: u8,
     /// Key of the current token.
-    pub key: TagKey,
+    pub key: Zeroizing<TagKey>,
     /// Key of the token before it, while that is valid too.
-    pub previous_key: Option<TagKey>,
+    pub previous_key: Option<Zeroizing<TagKey>>,
     /// The replay window that it begins with, if it isn't in the table yet.
     pub window: [u64; WORDS],
     /// From now until the session ends.

@@ -20,6 +20,7 @@ use push_common::wire::SessionId;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use zeroize::Zeroizing;
 
 /// The memory of the maps [`push_common::maps::SESSIONS`] and [`push_common::maps::STAGED`].
 pub(super) struct SessionTable {
@@ -107,7 +108,7 @@ impl SessionTable {
                     ..new.control
                 };
                 before == control.with_version(before.version())
-                    && (&raw const (*record).key).read() == new.key
+                    && *Zeroizing::new((&raw const (*record).key).read()) == new.key
                     && (&raw const (*record).device_address).read() == new.device_address
                     && (&raw const (*record).teid).read() == new.teid
             };
@@ -131,9 +132,10 @@ impl SessionTable {
             control_word(record).store(bytemuck::must_cast(elsewhere), Ordering::Release);
             fence(Ordering::SeqCst);
             write_fields(record, &new);
-            // From here on, they see it here.
+            // From here on, they see it here. Who is still reading elsewhere sees another control word afterwards.
             control_word(record).store(bytemuck::must_cast(final_control), Ordering::Release);
             fence(Ordering::SeqCst);
+            (&raw mut (*staged).key).write_volatile(TagKey::default());
             found
         }
     }
@@ -262,10 +264,12 @@ impl SessionTable {
             unsafe {
                 let before = (&raw const (*record).control).read();
                 if before.has(SessionControl::STAGED) {
-                    let whole = self.staged().read();
+                    let whole = Zeroizing::new(self.staged().read());
                     write_fields(record, &whole);
                     let control = whole.control.with_version(before.version().wrapping_add(1));
                     control_word(record).store(bytemuck::must_cast(control), Ordering::Release);
+                    fence(Ordering::SeqCst);
+                    (&raw mut (*self.staged()).key).write_volatile(TagKey::default());
                 }
             }
         }
@@ -299,11 +303,11 @@ fn first_line(
     next_hop: u16,
     keep_source: bool,
     now_ns: u64,
-) -> SessionRecord {
+) -> Zeroizing<SessionRecord> {
     let expires_in_ns = u64::try_from(image.expires_in.as_nanos()).unwrap_or(u64::MAX);
     let (device_address, is_v6) = on_the_wire(image.device.ip());
     let flag = |condition, flag| if condition { flag } else { 0 };
-    SessionRecord {
+    Zeroizing::new(SessionRecord {
         generation: image.id.generation(),
         expires_tick: tick_at_or_after(now_ns.saturating_add(expires_in_ns)),
         control: SessionControl {
@@ -315,11 +319,11 @@ fn first_line(
                 | flag(image.previous_key.is_some(), SessionControl::PREVIOUS_TOKEN)
                 | flag(keep_source, SessionControl::KEEP_SOURCE),
         },
-        key: image.key,
+        key: *image.key,
         device_address,
         teid: image.tunnel.map_or(0, |tunnel| tunnel.teid).to_be_bytes(),
         ..SessionRecord::zeroed()
-    }
+    })
 }
 
 /// An address as it stands in maps, and whether it is one of IPv6.

@@ -14,14 +14,15 @@ use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use tracing::debug;
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
 /// What an application's server proves to have.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ValidateRequest {
     /// The token that the device was given for the session.
-    #[schema(example = "ptk_00112233445566778899aabbccddeeff")]
-    token: String,
+    #[schema(value_type = String, example = "ptk_00112233445566778899aabbccddeeff")]
+    token: Zeroizing<String>,
 }
 
 /// The session is authorised.
@@ -65,7 +66,8 @@ pub(super) struct Validated {
         (status = 415, description = "not-json", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "quota-exceeded, trigger-rate-exceeded, too-many-guesses", body = Problem, content_type = "application/problem+json",
             headers(("retry-after" = u64, description = "Seconds until it makes sense to ask again"))),
-        (status = 503, description = "stopping", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "stopping, not-in-effect", body = Problem, content_type = "application/problem+json",
+            headers(("retry-after" = u64, description = "Seconds until it makes sense to ask again"))),
     ),
 )]
 pub(super) async fn validate(
@@ -95,6 +97,13 @@ pub(super) async fn validate(
     })?;
     if let Some(app) = app {
         gateway.hints.validated(app);
+    }
+    let why = gateway
+        .controller
+        .observe(move |view| view.not_in_kernel(id).map(str::to_owned));
+    if let Some(why) = why.await? {
+        debug!(session = %id, why, "a session was validated that can't be delivered for");
+        return Err(Problem::not_in_effect());
     }
     let mut trigger_addresses = gateway.controller.trigger_addresses();
     trigger_addresses.sort_by_key(|address| address.is_ipv4() != authorisation.device.is_ipv4());

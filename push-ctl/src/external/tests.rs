@@ -4,7 +4,7 @@ use super::sessions::Validated;
 pub(crate) mod hostile;
 
 use super::*;
-use crate::controller::tests::{World, app_key, authorised, token};
+use crate::controller::tests::{World, app_key, authorised, token, until};
 use crate::credentials::ApiKey;
 use crate::problem::Problem;
 use crate::sessions::records::{AppName, Credential, Proof, UnixTime};
@@ -42,6 +42,28 @@ async fn problem_of(response: Response, status: u16, kind: &str) -> Problem {
         (status, format!("urn:push:problem:{kind}").as_str())
     );
     problem
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_told_that_triggers_are_delivered_that_are_not() {
+    let world = World::default();
+    let (controller, _ended) = world.start();
+    world.state().refuses = true;
+    let session = authorised(&controller, 1).await;
+    let base = serve_plainly(controller.clone()).await;
+    let client = Client::new();
+    let validate = || {
+        let request = client.post(format!("{base}/v1/sessions/{session}/validate"));
+        let request = request.json(&json!({ "token": text(&token(1)) }));
+        request.bearer_auth(&*app_key().to_text()).send()
+    };
+    let answer = validate().await.unwrap();
+    assert_eq!(answer.headers()["retry-after"], "5");
+    let problem = problem_of(answer, 503, "not-in-effect").await;
+    assert!(!problem.detail.contains("told to refuse"), "{problem:?}");
+    world.state().refuses = false;
+    until(|| world.state().kernel.contains_key(&session)).await;
+    assert_eq!(validate().await.unwrap().status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

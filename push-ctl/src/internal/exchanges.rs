@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
 
 /// How long a message id may come back (`EXCHANGE_LIFETIME`, RFC 7252, 4.8.2).
 const EXCHANGE_LIFETIME: Duration = Duration::from_secs(247);
@@ -27,13 +28,13 @@ pub(super) enum Seen {
     /// It is being carried out; the answer will come.
     UnderWay,
     /// It was carried out, and this was the answer.
-    Answered(Vec<u8>),
+    Answered(Zeroizing<Vec<u8>>),
 }
 
 /// What is known of the requests on one socket, and so of one realm.
 pub(super) struct Exchanges {
     under_way: HashSet<Exchange>,
-    answered: LruCache<Exchange, (Instant, Vec<u8>)>,
+    answered: LruCache<Exchange, (Instant, Zeroizing<Vec<u8>>)>,
 }
 
 impl Exchanges {
@@ -49,7 +50,7 @@ impl Exchanges {
         if self.under_way.contains(&exchange) {
             return Seen::UnderWay;
         }
-        match self.answered.get(&exchange) {
+        match self.answered.peek(&exchange) {
             Some((at, answer)) if now.saturating_duration_since(*at) < EXCHANGE_LIFETIME => {
                 Seen::Answered(answer.clone())
             }
@@ -60,6 +61,19 @@ impl Exchanges {
     /// The request is being carried out.
     pub(super) fn begin(&mut self, exchange: Exchange) {
         self.under_way.insert(exchange);
+    }
+
+    /// Forgets, some at a time, answers that nobody can ask for any more: there may be tokens in them.
+    fn forget_old(&mut self, now: Instant) {
+        const SOME: usize = 4;
+        for _ in 0..SOME {
+            match self.answered.peek_lru() {
+                Some((_, (at, _))) if now.saturating_duration_since(*at) >= EXCHANGE_LIFETIME => {
+                    self.answered.pop_lru();
+                }
+                Some(_) | None => return,
+            }
+        }
     }
 
     /// Forgets all answers to this device.
@@ -77,8 +91,14 @@ impl Exchanges {
     }
 
     /// It has been carried out, with this answer, or refused.
-    pub(super) fn finish(&mut self, exchange: Exchange, answer: Option<Vec<u8>>, now: Instant) {
+    pub(super) fn finish(
+        &mut self,
+        exchange: Exchange,
+        answer: Option<Zeroizing<Vec<u8>>>,
+        now: Instant,
+    ) {
         self.under_way.remove(&exchange);
+        self.forget_old(now);
         if let Some(answer) = answer {
             self.answered.put(exchange, (now, answer));
         }
@@ -98,16 +118,32 @@ mod tests {
         assert_eq!(exchanges.seen(exchange, start), Seen::Never);
         exchanges.begin(exchange);
         assert_eq!(exchanges.seen(exchange, start), Seen::UnderWay);
-        exchanges.finish(exchange, Some(vec![1]), start);
+        exchanges.finish(exchange, Some(vec![1].into()), start);
         assert_eq!(
             exchanges.seen(exchange, start + Duration::from_secs(246)),
-            Seen::Answered(vec![1])
+            Seen::Answered(vec![1].into())
         );
         assert_eq!(
             exchanges.seen(exchange, start + Duration::from_secs(247)),
             Seen::Never
         );
         assert_eq!(exchanges.seen(other_port, start), Seen::Never);
+    }
+
+    #[test]
+    fn an_answer_that_nobody_can_ask_for_is_forgotten() {
+        let mut exchanges = Exchanges::new();
+        let exchange = |id| ("10.0.0.2:5683".parse().unwrap(), id);
+        let start = Instant::now();
+        for id in 0..3 {
+            exchanges.finish(exchange(id), Some(vec![1].into()), start);
+        }
+        // To be asked for it once more makes it no younger.
+        assert_ne!(exchanges.seen(exchange(0), start), Seen::Never);
+        let later = start + EXCHANGE_LIFETIME;
+        exchanges.finish(exchange(3), Some(vec![1].into()), later);
+        let left: Vec<_> = exchanges.answered.iter().map(|(it, _)| it.1).collect();
+        assert_eq!(left, [3]);
     }
 
     #[test]

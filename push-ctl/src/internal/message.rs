@@ -7,6 +7,7 @@ use coap_lite::{
     CoapOption, ContentFormat, MessageClass, MessageType, Packet, RequestType, ResponseType,
 };
 use std::time::Duration;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Longest message that is looked at (RFC 7252, 4.6).
 pub(super) const MAX_MESSAGE_BYTES: usize = 1152;
@@ -284,7 +285,8 @@ pub(super) struct Reply {
     location: Vec<String>,
     echo: Option<[u8; echo::TAG_LEN]>,
     max_age_s: Option<u32>,
-    content: Option<(ContentFormat, Vec<u8>)>,
+    /// It may have a token in it.
+    content: Option<(ContentFormat, Zeroizing<Vec<u8>>)>,
 }
 
 impl Reply {
@@ -302,7 +304,10 @@ impl Reply {
     pub(super) fn refusal(code: ResponseType, diagnostic: impl Into<String>) -> Self {
         // A diagnostic payload has no Content-Format.
         Self {
-            content: Some((ContentFormat::TextPlain, diagnostic.into().into_bytes())),
+            content: Some((
+                ContentFormat::TextPlain,
+                diagnostic.into().into_bytes().into(),
+            )),
             ..Self::new(code)
         }
     }
@@ -324,7 +329,7 @@ impl Reply {
 
     pub(super) fn with(self, format: ContentFormat, payload: Vec<u8>) -> Self {
         Self {
-            content: Some((format, payload)),
+            content: Some((format, payload.into())),
             ..self
         }
     }
@@ -355,7 +360,8 @@ impl Reply {
             return Self::challenge(tag).no_longer_than(request, tag);
         }
         if let Some((_, words)) = &mut self.content {
-            words.truncate(words.len().saturating_sub(excess_bytes));
+            let len = words.len().saturating_sub(excess_bytes);
+            words.truncate(len);
         }
         if self
             .content
@@ -385,7 +391,7 @@ impl Reply {
     }
 
     /// The message that answers `request`. `message_id` is for answers that aren't piggybacked.
-    pub(super) fn to_bytes(&self, request: &Request, message_id: u16) -> Vec<u8> {
+    pub(super) fn to_bytes(&self, request: &Request, message_id: u16) -> Zeroizing<Vec<u8>> {
         let mut packet = Packet::new();
         packet.header.code = MessageClass::Response(self.code);
         if request.is_confirmable() {
@@ -411,9 +417,11 @@ impl Reply {
             }
             packet.payload.clone_from(payload);
         }
-        packet
-            .to_bytes()
+        let bytes = packet.to_bytes();
+        packet.payload.zeroize();
+        bytes
             .expect("an answer is shorter than a message may be")
+            .into()
     }
 }
 
@@ -582,13 +590,13 @@ mod tests {
     fn an_answer_is_piggybacked_on_the_acknowledgement() {
         let bytes = Reply::challenge([7; 8]).to_bytes(&request(&POST_RD), 9);
         assert_eq!(
-            bytes,
+            *bytes,
             [&[0x61, 0x81, 0x12, 0x34, 0xAA, 0xD8, 0xEF][..], &[7; 8]].concat()
         );
         let mut non_confirmable = POST_RD;
         non_confirmable[0] = 0x51;
         let bytes = Reply::new(ResponseType::Deleted).to_bytes(&request(&non_confirmable), 9);
-        assert_eq!(bytes, [0x51, 0x42, 0, 9, 0xAA]);
+        assert_eq!(*bytes, [0x51, 0x42, 0, 9, 0xAA]);
     }
 
     proptest! {

@@ -18,7 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::time::Duration;
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 /// A moment: milliseconds since 1970-01-01 00:00 UTC, leap seconds not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -390,16 +390,9 @@ pub struct IssuedToken {
     /// Which token of the session it is, counted from 0.
     pub generation: u8,
     /// The key that signs triggers.
-    pub key: TagKey,
+    pub key: Zeroizing<TagKey>,
     /// To recognise the token by.
     pub hash: TokenHash,
-}
-
-/// A key isn't left in memory.
-impl Drop for IssuedToken {
-    fn drop(&mut self) {
-        self.key.zeroize();
-    }
 }
 
 impl IssuedToken {
@@ -408,7 +401,7 @@ impl IssuedToken {
     pub fn new(token: &Token, generation: u8) -> Self {
         Self {
             generation,
-            key: token.key(),
+            key: token.key().into(),
             hash: token.hash(),
         }
     }

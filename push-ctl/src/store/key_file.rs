@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use zeroize::Zeroizing;
+use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 /// Length of the file in bytes.
 const LEN: usize = 32;
@@ -18,8 +18,14 @@ const OTHERS: u32 = 0o007;
 /// A key that encrypts keys: AES-256 key wrap (RFC 3394), which takes no nonce, as no key is there twice, and
 /// shows when what it has encrypted was changed.
 pub struct KeyEncryptionKey {
-    kek: KwAes256,
+    /// It wipes itself, but not what it leaves behind when it is moved.
+    kek: Box<KwAes256>,
 }
+
+const _: fn() = || {
+    fn wipes_itself<T: ZeroizeOnDrop>() {}
+    wipes_itself::<KwAes256>();
+};
 
 /// What is wrong with a key file.
 #[derive(Debug, thiserror::Error)]
@@ -101,12 +107,12 @@ impl KeyEncryptionKey {
     #[must_use]
     pub fn new(key: &[u8; LEN]) -> Self {
         Self {
-            kek: KwAes256::new(key.into()),
+            kek: Box::new(KwAes256::new(key.into())),
         }
     }
 
     /// The key, encrypted.
-    pub(super) fn wrap(&self, key: TagKey) -> [u8; 24] {
+    pub(super) fn wrap(&self, key: &TagKey) -> [u8; 24] {
         let key = Zeroizing::new(key.to_bytes());
         let mut wrapped = [0; 24];
         let done = self.kek.wrap_key(&*key, &mut wrapped);
@@ -115,16 +121,16 @@ impl KeyEncryptionKey {
     }
 
     /// What was encrypted; `None` if that was changed, or encrypted with another key.
-    pub(super) fn unwrap(&self, wrapped: &[u8; 24]) -> Option<TagKey> {
+    pub(super) fn unwrap(&self, wrapped: &[u8; 24]) -> Option<Zeroizing<TagKey>> {
         let mut key = Zeroizing::new([0; 16]);
         self.kek.unwrap_key(wrapped, &mut *key).ok()?;
-        Some(TagKey::from_bytes(*key))
+        Some(TagKey::from_bytes(*key).into())
     }
 
     /// By this one is told from another, though nothing is said about it: the beginning of what a key of zeros
     /// is encrypted to.
     pub(super) fn check(&self) -> u32 {
-        let [a, b, c, d, ..] = self.wrap(TagKey::default());
+        let [a, b, c, d, ..] = self.wrap(&TagKey::default());
         u32::from_be_bytes([a, b, c, d])
     }
 }
@@ -148,12 +154,12 @@ mod tests {
         let kek = KeyEncryptionKey::new(&std::array::from_fn(|i| i as u8));
         let bytes = hex::decode("00112233445566778899AABBCCDDEEFF").unwrap();
         let key = TagKey::from_bytes(bytes.try_into().unwrap());
-        let wrapped = kek.wrap(key);
+        let wrapped = kek.wrap(&key);
         assert_eq!(
             hex::encode_upper(wrapped),
             "64E8C3F9CE0F5BA263E9777905818A2A93C8191E7D6E8AE7"
         );
-        assert!(kek.unwrap(&wrapped) == Some(key));
+        assert!(kek.unwrap(&wrapped) == Some(key.into()));
         for at in 0..wrapped.len() {
             let mut changed = wrapped;
             changed[at] ^= 1;

@@ -273,7 +273,7 @@ pub(super) fn read_terminal(id: u64, value: &[u8]) -> Result<Terminal, Unreadabl
 pub(super) fn session(session: &Session, kek: Option<&KeyEncryptionKey>) -> Zeroizing<Vec<u8>> {
     let token_row = |token: &IssuedToken| TokenRow {
         generation: token.generation,
-        key: KeyRow::new(token.key, kek),
+        key: KeyRow::new(&token.key, kek),
         sha256: ByteArray::from(token.hash.0),
     };
     Zeroizing::new(encode(SessionRow {

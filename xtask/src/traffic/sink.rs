@@ -7,7 +7,7 @@ use std::io::{self, IoSliceMut};
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -50,7 +50,7 @@ impl Received {
 #[derive(Debug)]
 pub struct Sink {
     stop: Arc<AtomicBool>,
-    received: Arc<Mutex<Received>>,
+    judge: Arc<Mutex<Judge>>,
     thread: JoinHandle<io::Result<()>>,
 }
 
@@ -64,23 +64,25 @@ impl Sink {
         setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES)?;
         socket.set_read_timeout(Some(IDLE))?;
         let stop = Arc::new(AtomicBool::new(false));
-        let received = Arc::new(Mutex::new(Received::default()));
-        let judge = Judge {
-            sessions: sessions
-                .iter()
-                .map(|&session| (session.id, (session, Seen::default())))
-                .collect(),
-            received: Received::default(),
-        };
+        let judge = Arc::new(Mutex::new(Judge::of(sessions)));
         let thread = thread::spawn({
-            let (stop, received) = (Arc::clone(&stop), Arc::clone(&received));
-            move || receive(&socket, judge, &stop, &received)
+            let (stop, judge) = (Arc::clone(&stop), Arc::clone(&judge));
+            move || receive(&socket, &judge, &stop)
         });
         Ok(Self {
             stop,
-            received,
+            judge,
             thread,
         })
+    }
+
+    /// From now on, takes what is for this session, too; or for one that it takes already, by another token.
+    ///
+    /// # Panics
+    ///
+    /// If the thread did.
+    pub fn expect(&self, session: Session) {
+        self.judge().expect(session);
     }
 
     /// What has arrived until now.
@@ -90,7 +92,7 @@ impl Sink {
     /// If the thread did.
     #[must_use]
     pub fn received(&self) -> Received {
-        *self.received.lock().expect("the sink doesn't panic")
+        self.judge().received
     }
 
     /// Waits until `triggers` different ones have been delivered; whether they were within `limit`.
@@ -121,17 +123,21 @@ impl Sink {
     /// If the thread did.
     pub fn finish(self) -> io::Result<Received> {
         self.stop.store(true, Ordering::Relaxed);
+        let judge = Arc::clone(&self.judge);
         self.thread.join().expect("the sink doesn't panic")?;
-        Ok(*self.received.lock().expect("the sink doesn't panic"))
+        Ok(locked(&judge).received)
+    }
+
+    fn judge(&self) -> MutexGuard<'_, Judge> {
+        locked(&self.judge)
     }
 }
 
-fn receive(
-    socket: &UdpSocket,
-    mut judge: Judge,
-    stop: &AtomicBool,
-    received: &Mutex<Received>,
-) -> io::Result<()> {
+fn locked(judge: &Mutex<Judge>) -> MutexGuard<'_, Judge> {
+    judge.lock().expect("the sink doesn't panic")
+}
+
+fn receive(socket: &UdpSocket, judge: &Mutex<Judge>, stop: &AtomicBool) -> io::Result<()> {
     let mut buffer = vec![0; SLOT_BYTES * BATCH];
     let mut headers = MultiHeaders::<()>::preallocate(BATCH, None);
     let mut lengths = Vec::with_capacity(BATCH);
@@ -155,27 +161,50 @@ fn receive(
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
+        let mut judge = locked(judge);
         for (slot, &length) in buffer.chunks_exact(SLOT_BYTES).zip(&lengths) {
             judge.take(&slot[..length]);
         }
-        *received.lock().expect("nobody panics while reading it") = judge.received;
     }
 }
 
+#[derive(Debug, Default)]
 struct Judge {
-    sessions: HashMap<SessionId, (Session, Seen)>,
+    sessions: HashMap<SessionId, Known>,
     received: Received,
 }
 
+/// What is known of a session.
+#[derive(Debug, Default)]
+struct Known {
+    /// As its server knows it, by generation of its tokens.
+    by_token: HashMap<u8, Session>,
+    seen: Seen,
+}
+
 impl Judge {
+    fn of(sessions: &[Session]) -> Self {
+        let mut judge = Self::default();
+        for &session in sessions {
+            judge.expect(session);
+        }
+        judge
+    }
+
+    fn expect(&mut self, session: Session) {
+        let known = self.sessions.entry(session.id).or_default();
+        known.by_token.insert(session.token_generation, session);
+    }
+
     fn take(&mut self, datagram: &[u8]) {
         let known = TriggerHeader::parse(datagram).ok().and_then(|(header, _)| {
-            let session = self
+            let known = self
                 .sessions
                 .get_mut(&SessionId::from_u64(header.session_id.get()))?;
-            Some((header.sequence.get(), session))
+            let session = known.by_token.get(&header.token_generation)?;
+            Some((header.sequence.get(), session, &mut known.seen))
         });
-        let Some((sequence, (session, seen))) = known else {
+        let Some((sequence, session, seen)) = known else {
             self.received.foreign += 1;
             return;
         };
@@ -193,7 +222,7 @@ impl Judge {
 }
 
 /// The sequence numbers that were there: ranges of 64, as bitmaps.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Seen(HashMap<u64, u64>);
 
 impl Seen {
@@ -231,10 +260,7 @@ mod tests {
     }
 
     fn judge(datagrams: &[&[u8]]) -> Received {
-        let mut judge = Judge {
-            sessions: [(session(1).id, (session(1), Seen::default()))].into(),
-            received: Received::default(),
-        };
+        let mut judge = Judge::of(&[session(1)]);
         datagrams.iter().for_each(|datagram| judge.take(datagram));
         judge.received
     }
@@ -329,6 +355,32 @@ mod tests {
                 foreign: 2
             }
         );
+    }
+
+    #[test]
+    fn a_sequence_number_is_one_of_a_session_whichever_of_its_tokens_signs_it() {
+        let next = Session {
+            key: TagKey::from_bytes([9; 16]),
+            token_generation: 2,
+            ..session(1)
+        };
+        let [mut first, mut again, mut later] = [[0; 60]; 3];
+        session(1).trigger(9, &mut first);
+        next.trigger(9, &mut again);
+        next.trigger(10, &mut later);
+        let mut judge = Judge::of(&[session(1)]);
+        judge.take(&again);
+        judge.expect(next);
+        for datagram in [&first, &again, &later] {
+            judge.take(datagram);
+        }
+        let expected = Received {
+            delivered: 2,
+            duplicates: 1,
+            corrupt: 0,
+            foreign: 1,
+        };
+        assert_eq!(judge.received, expected);
     }
 
     #[test]

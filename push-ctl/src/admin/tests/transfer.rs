@@ -66,8 +66,8 @@ async fn sessions_move_by_a_file() {
         let moved = &there_state.kernel[id];
         assert_eq!(moved.window, window, "no trigger is accepted again");
         assert_eq!(
-            (moved.device, moved.key, moved.token_generation),
-            (image.device, image.key, image.token_generation)
+            (moved.device, &moved.key, moved.token_generation),
+            (image.device, &image.key, image.token_generation)
         );
     }
     let is_durable = |state: &SessionState| matches!(state, SessionState::Authorised(_));

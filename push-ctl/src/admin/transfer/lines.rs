@@ -16,15 +16,18 @@ use crate::sessions::records::{
     EndpointName, IssuedToken, OperativeState, Path, Previous, RealmName, RegistrationId, Session,
     SessionState, Terminal, Tokens, UnixTime,
 };
+use axum::body::Bytes;
 use push_common::replay::WORDS;
 use push_common::tag::TagKey;
 use push_common::token::TokenHash;
 use push_common::wire::SessionId;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// What is in [`Line::Header`].
 const FORMAT: u32 = 1;
@@ -99,14 +102,57 @@ enum StateLine {
 #[serde(deny_unknown_fields)]
 struct TokenLine {
     generation: u8,
-    #[serde(with = "hex::serde")]
-    key: [u8; 16],
+    #[serde(with = "secret")]
+    key: Zeroizing<[u8; 16]>,
     #[serde(with = "hex::serde")]
     sha256: [u8; 32],
 }
 
+/// A key in hexadecimal digits, of which nothing is left where they were made.
+mod secret {
+    use serde::de::{Error, Visitor};
+    use serde::{Deserializer, Serializer};
+    use std::fmt;
+    use zeroize::Zeroizing;
+
+    pub(super) fn serialize<S: Serializer>(
+        key: &Zeroizing<[u8; 16]>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let mut digits = Zeroizing::new([0; 32]);
+        let written = hex::encode_to_slice(key.as_slice(), &mut *digits);
+        written.expect("two digits for each byte");
+        let digits = str::from_utf8(&*digits).expect("digits are text");
+        serializer.serialize_str(digits)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Zeroizing<[u8; 16]>, D::Error> {
+        deserializer.deserialize_str(Digits)
+    }
+
+    struct Digits;
+
+    impl Visitor<'_> for Digits {
+        type Value = Zeroizing<[u8; 16]>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("32 hexadecimal digits")
+        }
+
+        fn visit_str<E: Error>(self, digits: &str) -> Result<Self::Value, E> {
+            let mut key = Zeroizing::new([0; 16]);
+            let read = hex::decode_to_slice(digits, &mut *key);
+            // Without the digits, whichever they are.
+            read.map_err(|_| E::custom("not 32 hexadecimal digits"))?;
+            Ok(key)
+        }
+    }
+}
+
 /// What a file begins with.
-pub(super) fn header(now: UnixTime) -> Vec<u8> {
+pub(super) fn header(now: UnixTime) -> Lines {
     line(&Line::Header(Header {
         format: FORMAT,
         exported_unix_ms: now.as_millis(),
@@ -115,12 +161,12 @@ pub(super) fn header(now: UnixTime) -> Vec<u8> {
 }
 
 /// A terminal with its sessions; nothing if it isn't one to move.
-pub(super) fn moved(moved: &Moved) -> Vec<u8> {
+pub(super) fn moved(moved: &Moved) -> Lines {
     let Moved { terminal, sessions } = moved;
     let (expires, suspended) = match terminal.state {
         OperativeState::First { expires } => (expires, None),
         OperativeState::Suspended { since, expires } => (expires, Some(since)),
-        OperativeState::Second { .. } => return Vec::new(),
+        OperativeState::Second { .. } => return Lines::default(),
     };
     let mut lines = line(&Line::Terminal(TerminalLine {
         id: terminal.id.to_string(),
@@ -147,7 +193,7 @@ pub(super) fn moved(moved: &Moved) -> Vec<u8> {
             },
             SessionState::Ended { .. } => continue,
         };
-        lines.extend(line(&Line::Session(Box::new(SessionLine {
+        lines.append(line(&Line::Session(Box::new(SessionLine {
             id: session.id.to_string(),
             app: session.app.to_string(),
             instance: session.instance.to_string(),
@@ -161,20 +207,60 @@ pub(super) fn moved(moved: &Moved) -> Vec<u8> {
 }
 
 /// What a file ends with.
-pub(super) fn end(end: End) -> Vec<u8> {
+pub(super) fn end(end: End) -> Lines {
     line(&Line::End(end))
 }
 
-fn line(line: &Line) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec(line).expect("a line has nothing in it that JSON has not");
+fn line(line: &Line) -> Lines {
+    const IS_JSON: &str = "a line has nothing in it that JSON has not";
+    let mut length = Length(0);
+    serde_json::to_writer(&mut length, line).expect(IS_JSON);
+    // With room for all of it: growing would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length.0 + 1));
+    serde_json::to_writer(&mut *bytes, line).expect(IS_JSON);
     bytes.push(b'\n');
-    bytes
+    Lines(vec![bytes])
+}
+
+/// How much was written, which is all that is kept of it.
+struct Length(usize);
+
+impl io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Lines of a file, one by one, as they have keys in them: what grew would be copied, and leave copies behind.
+#[derive(Default)]
+pub(super) struct Lines(Vec<Zeroizing<Vec<u8>>>);
+
+impl Lines {
+    /// Puts others behind them.
+    pub(super) fn append(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
+    /// All of them in one piece, which is wiped when it has been sent.
+    pub(super) fn into_piece(self) -> Bytes {
+        let len = self.0.iter().map(|line| line.len()).sum();
+        let mut piece = Zeroizing::new(Vec::with_capacity(len));
+        for line in &self.0 {
+            piece.extend_from_slice(line);
+        }
+        Bytes::from_owner(piece)
+    }
 }
 
 fn token(issued: &IssuedToken) -> TokenLine {
     TokenLine {
         generation: issued.generation,
-        key: issued.key.to_bytes(),
+        key: issued.key.to_bytes().into(),
         sha256: issued.hash.0,
     }
 }
@@ -211,7 +297,7 @@ pub(super) enum BadFile {
 #[derive(Default)]
 pub(super) struct Reader {
     /// A line that hasn't come to its end.
-    partial: Vec<u8>,
+    partial: Zeroizing<Vec<u8>>,
     lines: u64,
     has: End,
     says: Option<End>,
@@ -233,13 +319,21 @@ impl Reader {
                 self.line(head)?;
             } else {
                 let mut line = std::mem::take(&mut self.partial);
+                if line.len() + head.len() > MAX_LINE_BYTES {
+                    return Err(self.bad_next_line());
+                }
                 line.extend_from_slice(head);
                 self.line(&line)?;
             }
         }
-        self.partial.extend_from_slice(rest);
-        if self.partial.len() > MAX_LINE_BYTES {
+        if self.partial.len() + rest.len() > MAX_LINE_BYTES {
             return Err(self.bad_next_line());
+        }
+        if !rest.is_empty() {
+            // All the room that it can take, as above.
+            let missing = MAX_LINE_BYTES - self.partial.len();
+            self.partial.reserve_exact(missing);
+            self.partial.extend_from_slice(rest);
         }
         Ok(())
     }
@@ -386,7 +480,7 @@ impl TokenLine {
     fn read(self) -> IssuedToken {
         IssuedToken {
             generation: self.generation,
-            key: TagKey::from_bytes(self.key),
+            key: TagKey::from_bytes(*self.key).into(),
             hash: TokenHash(self.sha256),
         }
     }

@@ -160,6 +160,11 @@ impl Kernel for World {
             image.policy,
             image.id
         );
+        let mut image = image.clone();
+        if let Some(before) = state.kernel.get(&image.id) {
+            // What was let through stays known.
+            image.window = before.window;
+        }
         let before = state.kernel.insert(image.id, image.clone());
         Ok(match before {
             None => Found::Nothing,

@@ -43,7 +43,7 @@ fn image(which: u8) -> SessionImage {
         tunnel: None,
         policy: u16::from(which),
         token_generation: which,
-        key: TagKey::from_bytes([which; 16]),
+        key: TagKey::from_bytes([which; 16]).into(),
         previous_key: None,
         window: [0; 4],
         expires_in: Duration::from_secs(1000),

@@ -31,8 +31,8 @@ pub(crate) fn judge_datagram(data: &[u8]) {
             };
             let answer = reply.no_longer_than(&request, TAG).to_bytes(&request, 9);
             let packet = Packet::from_bytes(&answer).unwrap();
-            assert_eq!(packet.to_bytes().unwrap(), answer);
-            answer
+            assert_eq!(packet.to_bytes().unwrap(), *answer);
+            answer.to_vec()
         }
     };
     assert!(

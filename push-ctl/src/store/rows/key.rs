@@ -22,16 +22,16 @@ pub(super) enum NoKey {
 }
 
 impl KeyRow {
-    pub(super) fn new(key: TagKey, kek: Option<&KeyEncryptionKey>) -> Self {
+    pub(super) fn new(key: &TagKey, kek: Option<&KeyEncryptionKey>) -> Self {
         kek.map_or_else(
             || Self::Plain(Zeroizing::new(key.to_bytes())),
             |kek| Self::Wrapped(kek.wrap(key)),
         )
     }
 
-    pub(super) fn read(self, kek: Option<&KeyEncryptionKey>) -> Result<TagKey, NoKey> {
+    pub(super) fn read(self, kek: Option<&KeyEncryptionKey>) -> Result<Zeroizing<TagKey>, NoKey> {
         match (self, kek) {
-            (Self::Plain(key), _) => Ok(TagKey::from_bytes(*key)),
+            (Self::Plain(key), _) => Ok(TagKey::from_bytes(*key).into()),
             (Self::Wrapped(key), Some(kek)) => kek.unwrap(&key).ok_or(NoKey::Changed),
             (Self::Wrapped(_), None) => Err(NoKey::NoKek),
         }

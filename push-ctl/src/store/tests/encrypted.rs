@@ -72,7 +72,7 @@ fn an_encrypted_key_that_was_changed_is_damage() {
     let image = everything();
     let session = &image.sessions[0];
     let mut row = rows::session(session, kek(1).as_ref()).to_vec();
-    let wrapped = kek(1).unwrap().wrap(token().key);
+    let wrapped = kek(1).unwrap().wrap(&token().key);
     let at = row.windows(24).position(|window| window == wrapped);
     row[at.unwrap()] ^= 1;
     let database = Database::open(directory.path().join(FILE_NAME)).unwrap();

@@ -3,16 +3,14 @@
 
 use super::{Figure, Row, Suite};
 use crate::child;
-use crate::lab::{Config, DEVICE, GATEWAY_INSIDE, Lab, Options, Party};
+use crate::export::Export;
+use crate::lab::{Config, DEVICE, Lab, Options, Party};
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
-use std::fs::{self, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::fs;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// Terminals, each with one session.
 const SESSIONS: u32 = 1_000_000;
@@ -22,6 +20,7 @@ const OTHER_EACH: u32 = 10;
 
 /// The prefix of their addresses.
 const PREFIX: &str = "10.128.0.0/12";
+const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
 
 /// How long an operator waits at most.
 const ANSWER_LIMIT_MS: f64 = 200.0;
@@ -206,7 +205,16 @@ pub(super) fn allow_sessions(prefix: &str, push_ctl: &Path, sessions: u32) -> Re
 
 /// Has so many terminals, each with one session, taken up by way of a file. Says how long that took.
 pub(super) fn taken_up(lab: &Lab, file: &Path, sessions: u32) -> Result<Duration> {
-    write_file(file, sessions)?;
+    Export {
+        sessions,
+        first_slot: 0,
+        first_address: FIRST_ADDRESS,
+        first_peer: None,
+        app: &|n| {
+            if n % OTHER_EACH == 0 { "other" } else { "mail" }
+        },
+    }
+    .write(file)?;
     let name = file.to_str().context("the lab's folder is text")?;
     let taken = timed(lab, &["session", "import", name])?;
     let counts = &lab.push_ctl_json(&["status"])?["sessions"];
@@ -347,57 +355,4 @@ fn turns(lab: &Lab) -> Result<Vec<(f64, u64)>> {
         "the metrics don't tell how long the controller is busy"
     );
     Ok(buckets)
-}
-
-/// As `push-ctl session export` would have written it.
-fn write_file(path: &Path, sessions: u32) -> Result<()> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    let mut file = BufWriter::new(file);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
-    let first = u32::from(Ipv4Addr::new(10, 128, 0, 0));
-    let [gateway, _] = GATEWAY_INSIDE;
-    let header = json!({ "header": { "format": 1, "exported_unix_ms": now, "push_ctl": "bench" } });
-    writeln!(file, "{header}")?;
-    for n in 0..sessions {
-        // Names of registrations are random, and so are keys.
-        let spread = u64::from(n).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let app = if n % OTHER_EACH == 0 { "other" } else { "mail" };
-        let terminal = json!({ "terminal": {
-            "id": format!("{spread:016x}"),
-            "endpoint": format!("device {n}"),
-            "realm": null,
-            "address": Ipv4Addr::from(first + n),
-            "gateway": format!("{gateway}:5683"),
-            "port": 5683,
-            "lifetime_ms": 86_400_000,
-            "expires_unix_ms": now + 86_400_000 + u128::from(n),
-            "suspended_unix_ms": null,
-        }});
-        let token = json!({
-            "generation": 0,
-            "key": format!("{spread:032x}"),
-            "sha256": format!("{spread:064x}"),
-        });
-        let session = json!({ "session": {
-            "id": format!("{:08x}{n:08x}", n | 1),
-            "app": app,
-            "instance": "one",
-            "port": 7000,
-            "tunnel": null,
-            "window": [n, 0, 0, 0],
-            "state": { "authorised": {
-                "current": token, "previous": null, "next": null, "rotate_by_unix_ms": null,
-            }},
-        }});
-        writeln!(file, "{terminal}\n{session}")?;
-    }
-    let end = json!({ "end": { "terminals": sessions, "sessions": sessions } });
-    writeln!(file, "{end}")?;
-    file.flush()?;
-    Ok(())
 }
