@@ -17,7 +17,7 @@ mod datagram;
 mod gateway;
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, IterableMap as _, Map, MapData};
 use bytemuck::Zeroable;
 use clap::Parser;
 use datagram::{DEVICES, Session};
