@@ -463,7 +463,9 @@ fn a_full_table_says_what_to_do() {
         .acquire_at(session(0), &one_more, bench.now)
         .unwrap_err();
     assert!(
-        error.to_string().contains("put a router in front of them"),
+        error
+            .to_string()
+            .contains("put a router in front of devices"),
         "{error}"
     );
     assert_eq!(bench.next_hops.state(session(0)), None);
