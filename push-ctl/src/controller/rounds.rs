@@ -53,7 +53,8 @@ impl<K: Kernel> Owner<K> {
     }
 
     /// Has the store know all replay windows as they are now, so that a data plane that begins anew accepts no
-    /// trigger again. Nobody needs that if somebody takes over who finds the data plane there. It goes on for as long as there are sessions, but holds little at a time.
+    /// trigger again. Nobody needs that if somebody takes over who finds the data plane there. It goes on for as long as
+    /// there are sessions, but holds little at a time.
     pub(super) async fn write_windows(&mut self, writer: &mut Writer) -> Result<(), StoreError> {
         let slots = self.sessions.slots_used();
         for begin in (0..slots).step_by(ROUND_SLOTS as usize) {
