@@ -1,13 +1,15 @@
 //! Triggers from socket to socket: application server, gateway, device, each in a namespace of its own.
 
 use crate::story::{DEVICE_PORT, INTERNAL_PORT, LIMIT, Story};
-use crate::story::{checksum_errors, device, server, socket_address, verdicts, wait_until};
+use crate::story::{
+    checksum_errors, demand_each_once, device, server, socket_address, verdicts, wait_until,
+};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::AtomicBool;
 use xtask::lab::{DEVICE, GATEWAY_INSIDE, Lab, Party};
-use xtask::traffic::{Load, Received, Session, Sink, Turn};
+use xtask::traffic::{Load, Session, Sink, Turn};
 
 static NEVER: AtomicBool = AtomicBool::new(false);
 
@@ -85,15 +87,9 @@ fn a_device_behind_the_nic_that_the_trigger_came_in_by_gets_it_too() {
         .unwrap();
     let sink = Sink::start(device, &[session]).unwrap();
     load(&session, 1, 1000)
-        .send(&server(lab, 0), &NEVER)
+        .send_in_step(&server(lab, 0), &NEVER, sink.under_way())
         .unwrap();
-    assert!(
-        sink.wait_for(1000, LIMIT),
-        "{:?}; {:?}",
-        sink.received(),
-        outside(lab)
-    );
-    assert_eq!(sink.finish().unwrap(), Received::just(1000));
+    demand_each_once(lab, sink, 1000);
     assert_eq!(outside(lab)["sent_back"], 1000);
 }
 
@@ -158,10 +154,9 @@ fn of_a_million_forged_triggers_none_is_delivered() {
         outside(lab)["bad_tag"] - before["bad_tag"] == FORGED
     });
     load(&session, 1, 1000)
-        .send(&server(lab, 0), &NEVER)
+        .send_in_step(&server(lab, 0), &NEVER, sink.under_way())
         .unwrap();
-    assert!(sink.wait_for(1000, LIMIT));
-    assert_eq!(sink.finish().unwrap(), Received::just(1000));
+    demand_each_once(lab, sink, 1000);
 }
 
 #[test]
@@ -179,7 +174,8 @@ fn killing_the_daemon_loses_no_trigger_and_the_next_one_takes_over() {
                 rate_per_s: Some(30_000),
                 ..load(&session, 1, TRIGGERS)
             };
-            load.send(&server, &NEVER).unwrap()
+            let sent = load.send_in_step(&server, &NEVER, sink.under_way());
+            sent.unwrap()
         });
         for round in 0..3 {
             let delivered = sink.received().delivered;
@@ -192,8 +188,7 @@ fn killing_the_daemon_loses_no_trigger_and_the_next_one_takes_over() {
         }
         assert_eq!(generator.join().unwrap().triggers, TRIGGERS);
     });
-    assert!(sink.wait_for(TRIGGERS, LIMIT));
-    assert_eq!(sink.finish().unwrap(), Received::just(TRIGGERS));
+    demand_each_once(lab, sink, TRIGGERS);
 
     let after = lab.push_ctl_json(&["status"]).unwrap();
     for (before, after) in nics(&before).zip(nics(&after)) {

@@ -290,7 +290,7 @@ fn a_store_of_another_version_is_refused_and_left_alone_and_all_goes_on_with_the
     let mut trigger = [0; 100];
     session.trigger(1, &mut trigger);
     server(lab, 1).send(&trigger).unwrap();
-    demand_each_once(sink, 1);
+    demand_each_once(lab, sink, 1);
 }
 
 fn files_in_state(lab: &Lab) -> BTreeSet<OsString> {

@@ -34,7 +34,7 @@ fn receives(lab: &Lab, (party, address): (Party, &str), session: Session, family
     let mut trigger = [0; 100];
     session.trigger(1, &mut trigger);
     server(lab, family).send(&trigger).unwrap();
-    demand_each_once(sink, 1);
+    demand_each_once(lab, sink, 1);
 }
 
 #[test]

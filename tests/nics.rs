@@ -1,19 +1,14 @@
 //! NICs that come and go while triggers flow.
 
 use crate::gateway::{EXT, Gateway, open, sh};
-use crate::story::{Story, outside, socket_address};
+use crate::story::{DEVICE_PORT, LIMIT, Story, device, outside, socket_address, while_triggers_of};
 use push_ctl::dataplane::{Nic, NicRefusal, object};
 use serde_json::{Value, json};
 use std::io;
 use std::net::UdpSocket;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
-use xtask::lab::{APPLICATION, Config, DEVICE, GATEWAY_OUTSIDE, Lab, Options, Party};
-use xtask::traffic::{Load, Received, Sink, Turn};
+use std::time::Instant;
+use xtask::lab::{Config, GATEWAY_OUTSIDE, Lab, Options, Party};
 
-const LIMIT: Duration = Duration::from_secs(20);
-const DEVICE_PORT: u16 = 7000;
 /// The third NIC's address, and of who is behind it.
 const THIRD: [&str; 2] = ["192.0.2.1", "192.0.2.10"];
 
@@ -36,14 +31,6 @@ fn with_third_nic(prefix: &str) -> Story {
 fn socket(lab: &Lab, party: Party, address: &str, to: &str) -> UdpSocket {
     let socket = lab.udp_socket(party, socket_address(address, 0)).unwrap();
     socket.connect(socket_address(to, 5050)).unwrap();
-    socket.set_read_timeout(Some(LIMIT)).unwrap();
-    socket
-}
-
-fn device(lab: &Lab, port: u16) -> UdpSocket {
-    let socket = lab
-        .udp_socket(Party::Device, socket_address(DEVICE[0], port))
-        .unwrap();
     socket.set_read_timeout(Some(LIMIT)).unwrap();
     socket
 }
@@ -90,33 +77,13 @@ fn a_third_nic_comes_and_goes_while_triggers_flow_and_none_is_lost() {
     };
     assert_eq!(told(), json!(GATEWAY_OUTSIDE));
 
-    let stop = AtomicBool::new(false);
-    let sink = Sink::start(device(lab, DEVICE_PORT), std::slice::from_ref(&flowing)).unwrap();
-    let other = device(lab, 7001);
+    let other = device(lab, 0, 7001);
     let links = |lab: &Lab| {
         let nic = |name| listed(lab, name).unwrap()["link_id"].clone();
         [nic("gw-app"), nic("gw-dev")]
     };
     let before = links(lab);
-    let sent = thread::scope(|scope| {
-        let load = scope.spawn(|| {
-            let server = socket(lab, Party::Application, APPLICATION[0], GATEWAY_OUTSIDE[0]);
-            let mut sent = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let load = Load {
-                    sessions: std::slice::from_ref(&flowing),
-                    first_sequence: sent,
-                    triggers: 500,
-                    payload_bytes: 100,
-                    rate_per_s: Some(5000),
-                    turns: &[Turn::Good],
-                };
-                sent += load.send(&server, &stop).unwrap().triggers;
-            }
-            sent
-        });
-        // Whatever fails in here, the load ends.
-        let _stop = Stop(&stop);
+    while_triggers_of(&story, flowing, |flow| {
         let server = socket(lab, Party::Meter, THIRD[1], THIRD[0]);
         let mut received = [0; 2048];
         for round in 0..3 {
@@ -166,36 +133,15 @@ fn a_third_nic_comes_and_goes_while_triggers_flow_and_none_is_lost() {
             server.send(&trigger).unwrap();
             let refused = server.recv(&mut received).unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+            flow();
         }
-        stop.store(true, Ordering::Relaxed);
-        load.join().unwrap()
     });
-    assert!(
-        sink.wait_for(sent, LIMIT),
-        "{:?} of {sent}",
-        sink.received()
-    );
-    let expected = Received {
-        delivered: sent,
-        ..Received::default()
-    };
-    assert_eq!(sink.finish().unwrap(), expected);
     other.set_nonblocking(true).unwrap();
     assert_eq!(
         other.recv(&mut [0; 10]).unwrap_err().kind(),
         io::ErrorKind::WouldBlock
     );
     assert_eq!(links(lab), before, "the others' links are as they were");
-    println!("{sent} triggers while a NIC came and went three times: lost 0");
-}
-
-/// Sets it when it is dropped.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

@@ -1,21 +1,11 @@
 //! The configuration, read anew while the daemon runs: all of it, or nothing.
 
-use crate::story::{PUSH_CTL, Story, socket_address};
+use crate::story::{DEVICE_PORT, PUSH_CTL, Story, device, server, wait_until, while_triggers_flow};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use std::net::UdpSocket;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
-use xtask::lab::{
-    APPLICATION, Config, DEVICE, GATEWAY_INSIDE, GATEWAY_METERS, GATEWAY_OUTSIDE, Lab, Nic,
-    Options, Party, Role,
-};
-use xtask::traffic::{Load, Received, Sink, Turn};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use xtask::lab::{Config, GATEWAY_INSIDE, GATEWAY_METERS, Lab, Nic, Options, Party, Role};
 
 /// A lab with a NIC, `gw-met`, that the configuration doesn't know.
 fn story(prefix: &str) -> Story {
@@ -62,11 +52,7 @@ fn without_programs(mut nics: Value) -> Value {
 }
 
 fn wait_for_log(lab: &Lab, words: &str) {
-    let begin = Instant::now();
-    while !lab.log().contains(words) {
-        assert!(begin.elapsed() < LIMIT, "no {words:?} in\n{}", lab.log());
-        thread::sleep(Duration::from_millis(5));
-    }
+    wait_until(words, || lab.log().contains(words));
 }
 
 fn hang_up(lab: &Lab) {
@@ -74,60 +60,10 @@ fn hang_up(lab: &Lab) {
     kill(pid, Signal::SIGHUP).unwrap();
 }
 
-fn server(lab: &Lab) -> UdpSocket {
-    let socket = lab
-        .udp_socket(Party::Application, socket_address(APPLICATION[0], 0))
-        .unwrap();
-    socket
-        .connect(socket_address(GATEWAY_OUTSIDE[0], 5050))
-        .unwrap();
-    socket
-}
-
 #[test]
 fn what_can_change_does_while_triggers_flow_and_is_told() {
     let story = story("push-reload");
-    let lab = &story.lab;
-    let session = story.authorised(0, 7000);
-    let device = lab
-        .udp_socket(Party::Device, socket_address(DEVICE[0], 7000))
-        .unwrap();
-    let sink = Sink::start(device, &[session]).unwrap();
-    let stop = AtomicBool::new(false);
-    let server = server(lab);
-    let sent = thread::scope(|scope| {
-        let load = scope.spawn(|| {
-            let mut sent = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let load = Load {
-                    sessions: &[session],
-                    first_sequence: sent,
-                    triggers: 500,
-                    payload_bytes: 100,
-                    rate_per_s: Some(5000),
-                    turns: &[Turn::Good],
-                };
-                sent += load.send(&server, &stop).unwrap().triggers;
-            }
-            sent
-        });
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| changes(&story)));
-        stop.store(true, Ordering::Relaxed);
-        let sent = load.join().unwrap();
-        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        sent
-    });
-    assert!(
-        sink.wait_for(sent, LIMIT),
-        "{:?} of {sent}",
-        sink.received()
-    );
-    let expected = Received {
-        delivered: sent,
-        ..Received::default()
-    };
-    assert_eq!(sink.finish().unwrap(), expected);
-    println!("{sent} triggers while the configuration changed: lost 0");
+    while_triggers_flow(&story, |_| changes(&story));
 }
 
 fn changes(story: &Story) {
@@ -315,14 +251,11 @@ fn what_fails_half_way_is_taken_back() {
     let link = story.shell(Party::Gateway, "ip -j -d link show gw-met");
     assert!(!link.contains("\"xdp\""), "{link}");
     // And what it was works.
-    let session = story.authorised(0, 7000);
-    let device = lab
-        .udp_socket(Party::Device, socket_address(DEVICE[0], 7000))
-        .unwrap();
-    device.set_read_timeout(Some(LIMIT)).unwrap();
+    let session = story.authorised(0, DEVICE_PORT);
+    let device = device(lab, 0, DEVICE_PORT);
     let mut trigger = vec![0; 48];
     session.trigger(1, &mut trigger);
-    server(lab).send(&trigger).unwrap();
+    server(lab, 0).send(&trigger).unwrap();
     assert_eq!(device.recv(&mut [0; 2048]).unwrap(), 48);
 }
 

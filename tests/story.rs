@@ -152,21 +152,56 @@ pub(crate) fn socket_address(address: &str, port: u16) -> SocketAddr {
 }
 
 /// Demands that so many triggers arrive, each once and as it was sent.
-pub(crate) fn demand_each_once(sink: Sink, sent: u64) {
-    assert!(
-        sink.wait_for(sent, LIMIT),
-        "{:?} of {sent}",
-        sink.received()
-    );
+pub(crate) fn demand_each_once(lab: &Lab, sink: Sink, sent: u64) {
+    demand(lab, &sink, sent);
     assert_eq!(sink.finish().unwrap(), Received::just(sent));
 }
 
-/// Does `work` while triggers flow, of which each has to be delivered once. It is given what waits until more of them
-/// have been.
+/// Demands that so many triggers arrive.
+pub(crate) fn demand(lab: &Lab, sink: &Sink, sent: u64) {
+    assert!(
+        sink.wait_for(sent, LIMIT),
+        "{:?} of {sent}, and {}",
+        sink.received(),
+        whereabouts(lab)
+    );
+}
+
+/// What became of packets that didn't arrive.
+fn whereabouts(lab: &Lab) -> String {
+    let mut told = String::new();
+    for nic in ["gw-app", "gw-dev"] {
+        let mut counts = verdicts(lab, nic);
+        counts.retain(|_, count| *count > 0);
+        told += &format!("{nic}: {counts:?}; ");
+    }
+    for (party, nic) in [
+        (Party::Application, "app0"),
+        (Party::Gateway, "gw-app"),
+        (Party::Gateway, "gw-dev"),
+        (Party::Device, "dev0"),
+    ] {
+        let counters = ["rx_packets", "rx_dropped", "tx_packets", "tx_dropped"].map(|counter| {
+            let file = format!("/sys/class/net/{nic}/statistics/{counter}");
+            let mut cat = lab.exec_in(party, "cat");
+            let count = child::output(cat.arg(file));
+            format!("{counter} {}", count.unwrap_or_default().trim())
+        });
+        told += &format!("{nic}: {counters:?}; ");
+    }
+    told
+}
+
+/// Does `work` while triggers of a new session flow, of which each has to be delivered once. It is given what waits
+/// until more of them have been.
 pub(crate) fn while_triggers_flow(story: &Story, work: impl FnOnce(&dyn Fn())) {
+    while_triggers_of(story, story.authorised(0, DEVICE_PORT), work);
+}
+
+/// The same with a session that there is, at [`DEVICE_PORT`] of the device by IPv4.
+pub(crate) fn while_triggers_of(story: &Story, session: Session, work: impl FnOnce(&dyn Fn())) {
     const RATE_PER_S: u32 = 10_000;
     let lab = &story.lab;
-    let session = story.authorised(0, DEVICE_PORT);
     let sink = Sink::start(device(lab, 0, DEVICE_PORT), &[session]).unwrap();
     let (server, stop) = (server(lab, 0), AtomicBool::new(false));
     let sent = thread::scope(|scope| {
@@ -178,8 +213,9 @@ pub(crate) fn while_triggers_flow(story: &Story, work: impl FnOnce(&dyn Fn())) {
             rate_per_s: Some(RATE_PER_S),
             turns: &[Turn::Good],
         };
-        let (server, stop_here) = (&server, &stop);
-        let generator = scope.spawn(move || load.send(server, stop_here).unwrap());
+        let (server, stop_here, under_way) = (&server, &stop, sink.under_way());
+        let send = move || load.send_in_step(server, stop_here, under_way);
+        let generator = scope.spawn(move || send().unwrap());
         let stop = StopAtEnd(&stop);
         assert!(sink.wait_for(1000, LIMIT), "{:?}", sink.received());
         let flow = || {
@@ -191,7 +227,7 @@ pub(crate) fn while_triggers_flow(story: &Story, work: impl FnOnce(&dyn Fn())) {
         drop(stop);
         generator.join().unwrap().triggers
     });
-    demand_each_once(sink, sent);
+    demand_each_once(lab, sink, sent);
 }
 
 /// Has a generator stop even if the test fails.

@@ -106,7 +106,8 @@ fn tshark_finds_nothing_wrong_with_what_the_gateway_sends() {
             turns: &[Turn::Good],
         };
         let never = AtomicBool::new(false);
-        load.send(&server(lab, family), &never).unwrap();
+        load.send_in_step(&server(lab, family), &never, sink.under_way())
+            .unwrap();
         assert!(sink.wait_for(TRIGGERS, LIMIT));
     }
     let frames = witness.finish(2 * TRIGGERS as usize);

@@ -88,8 +88,9 @@ pub(super) fn run(prefix: &str, mut course: Course) {
             rate_per_s: Some(20_000),
             ..load(&session, 1, u64::MAX)
         };
-        let (server, stop_here) = (&server, &stop);
-        let generator = scope.spawn(move || load.send(server, stop_here).unwrap());
+        let (server, stop_here, under_way) = (&server, &stop, sink.under_way());
+        let send = move || load.send_in_step(server, stop_here, under_way);
+        let generator = scope.spawn(move || send().unwrap());
         let (rotating, stop_here) = (&rotating, &stop);
         scope.spawn(move || rotating.send_until(stop_here));
         scope.spawn(move || rotating.rotate_until(stop_here));
@@ -113,7 +114,7 @@ pub(super) fn run(prefix: &str, mut course: Course) {
         drop(stop);
         generator.join().unwrap().triggers
     });
-    demand_each_once(sink, sent);
+    demand_each_once(lab, sink, sent);
     let (rotations, in_doubt, sent_rotating) = rotating.finish();
     // Store and kernel agree: who starts now has nothing to add, to remove or to mend.
     lab.kill().unwrap();
@@ -284,8 +285,11 @@ impl<'a> Rotating<'a> {
     fn send(&self, signing: &mut Signing) {
         const SOME: u64 = 8;
         for session in &signing.by {
-            let some = load(session, 1 + signing.sent, SOME);
-            signing.sent += some.send(&self.server, &NEVER).unwrap().triggers;
+            let before = signing.sent;
+            let some = load(session, 1 + before, SOME);
+            let under_way = |sent| before + sent - self.sink.received().delivered;
+            let sent = some.send_in_step(&self.server, &NEVER, under_way);
+            signing.sent += sent.unwrap().triggers;
         }
     }
 
@@ -377,7 +381,7 @@ impl<'a> Rotating<'a> {
             "{rotations} rotations, {in_doubt} across a crash"
         );
         let sent = self.signing.into_inner().unwrap().sent;
-        demand_each_once(self.sink, sent);
+        demand_each_once(&self.story.lab, self.sink, sent);
         (rotations, in_doubt, sent)
     }
 }

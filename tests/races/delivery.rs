@@ -3,10 +3,12 @@
 use super::{Course, LIMIT, Ledger};
 use crate::datagram::Session;
 use crate::gateway::{open, settings};
-use crate::story::{DEVICE_PORT, PUSH_CTL, Story, device, server, socket_address, verdicts};
+use crate::story::{
+    DEVICE_PORT, PUSH_CTL, Story, demand, device, server, socket_address, verdicts,
+};
 use push_common::verdict::{Action, Verdict};
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use xtask::child;
@@ -91,7 +93,10 @@ pub(super) fn moves(prefix: &str, mut course: Course) {
             let load = load(&session, 1000 + sent, count);
             let end_of_round = moved + (MOVES * count / ROUND) as usize;
             thread::scope(|scope| {
-                let generator = scope.spawn(|| load.send(&server, &NEVER).unwrap());
+                let (server, received, before) = (&server, &received, sent);
+                let under_way = move |here| before + here - received().iter().sum::<u64>();
+                let send = move || load.send_in_step(server, &NEVER, under_way);
+                let generator = scope.spawn(move || send().unwrap());
                 while !generator.is_finished() || moved < end_of_round {
                     moved += 1;
                     dataplane.install(&images[moved % 2]).unwrap();
@@ -147,9 +152,20 @@ pub(super) fn kills(prefix: &str, mut course: Course) {
     while let Some(count) = course.next(1) {
         for _ in 0..count {
             let load = load(&session, 1000 + sent, ROUND);
+            // What one of them has sent may have come from the other, so neither gets far ahead.
+            let by_each = [const { AtomicU64::new(0) }; 2];
+            let send = |this: usize| {
+                let under_way = |here: u64| {
+                    by_each[this].store(here, Ordering::Relaxed);
+                    let arrived = sink.received().delivered - sent;
+                    here.saturating_sub(arrived.min(by_each[1 - this].load(Ordering::Relaxed)))
+                };
+                load.send_in_step(&servers[this], &NEVER, under_way)
+            };
             thread::scope(|scope| {
-                for server in &servers {
-                    scope.spawn(|| load.send(server, &NEVER).unwrap());
+                for this in [0, 1] {
+                    let send = &send;
+                    scope.spawn(move || send(this).unwrap());
                 }
                 assert!(sink.wait_for(sent + 1000, LIMIT), "{:?}", sink.received());
                 lab.kill().unwrap();
@@ -160,11 +176,7 @@ pub(super) fn kills(prefix: &str, mut course: Course) {
                 lab.start().unwrap();
             });
             sent += ROUND;
-            assert!(
-                sink.wait_for(sent, LIMIT),
-                "{:?} of {sent}",
-                sink.received()
-            );
+            demand(lab, &sink, sent);
         }
     }
     // The windows of the last daemon's program know what all programs before let through.

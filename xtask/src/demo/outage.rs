@@ -70,7 +70,8 @@ pub(super) fn tell(scene: &mut Scene, app: &App, lane: &Lane) -> Result<()> {
         ..volleys.load(&visitor_lane, VISITOR_TRIGGERS)
     };
     let sent = thread::scope(|scope| {
-        let generator = scope.spawn(|| load.send(&lane.socket, &stop));
+        let generator =
+            scope.spawn(|| load.send_in_step(&lane.socket, &stop, lane.sink.under_way()));
         let outage = outage(lab, stage, lane, || {
             thread::sleep(visit_ends.saturating_duration_since(Instant::now()));
             late.send(&visitor_lane.socket, &AtomicBool::new(false))

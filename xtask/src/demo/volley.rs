@@ -128,7 +128,9 @@ impl<'a> Volleys<'a> {
         };
         let before = ledger::counts(self.lab)?;
         let arrived_before = lane.sink.received().delivered;
-        let sent = send(&load, &lane.socket)?;
+        let sent = load
+            .send_in_step(&lane.socket, &AtomicBool::new(false), lane.sink.under_way())
+            .context("the generator cannot send")?;
         self.next_sequence += triggers;
         self.enter(
             stage,
@@ -270,6 +272,7 @@ fn arrived(lane: &Lane) -> u64 {
     received.delivered + received.duplicates + received.corrupt + received.foreign
 }
 
+/// Sends what has to be refused.
 fn send(load: &Load, socket: &UdpSocket) -> Result<Sent> {
     load.send(socket, &AtomicBool::new(false))
         .context("the generator cannot send")

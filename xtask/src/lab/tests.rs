@@ -59,7 +59,8 @@ fn datagrams_pass_from_the_application_to_the_device() {
             rate_per_s: Some(20_000),
             turns: &[Turn::Good],
         };
-        load.send(&server, &AtomicBool::new(false)).unwrap();
+        load.send_in_step(&server, &AtomicBool::new(false), sink.under_way())
+            .unwrap();
         assert!(sink.wait_for(2000, Duration::from_secs(10)));
         assert_eq!(sink.finish().unwrap(), Received::just(2000));
     }

@@ -9,6 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Most triggers that are on their way at a time, if the generator sends them in step: two such generators don't fill
+/// the queue of a veth, which is 256 long.
+const MOST_UNDER_WAY: u64 = 112;
+
+/// How long a generator waits for triggers on their way before it takes them for lost.
+const LIMIT: Duration = Duration::from_secs(20);
+
 /// What a generator sends.
 #[derive(Clone, Debug)]
 pub struct Load<'a> {
@@ -60,6 +67,26 @@ impl Load<'_> {
     ///
     /// If there is no session, no turn or nothing to replay, or the payload is longer than a trigger can carry.
     pub fn send(&self, socket: &UdpSocket, stop: &AtomicBool) -> io::Result<Sent> {
+        self.send_in_step(socket, stop, |_| 0)
+    }
+
+    /// Sends like [`Load::send`], but a NIC's queue isn't filled, however long nobody gets a CPU to take from it: what
+    /// is lost then would be no fault of the gateway's. `under_way` says of how many it isn't known yet that they have
+    /// arrived, when so many of this load have been sent.
+    ///
+    /// # Errors
+    ///
+    /// When the socket doesn't take a datagram, or when triggers are on their way for 20 s.
+    ///
+    /// # Panics
+    ///
+    /// Like [`Load::send`].
+    pub fn send_in_step(
+        &self,
+        socket: &UdpSocket,
+        stop: &AtomicBool,
+        under_way: impl Fn(u64) -> u64,
+    ) -> io::Result<Sent> {
         let datagram_len = TRIGGER_HEADER_LEN + self.payload_bytes;
         assert!(
             datagram_len <= MAX_TRIGGER_LEN,
@@ -84,6 +111,10 @@ impl Load<'_> {
                 .take(filled)
                 .map(|it| [IoSlice::new(it)])
                 .collect();
+            let room = || under_way(sent) + filled as u64 <= MOST_UNDER_WAY;
+            if !wait_for(room, stop)? {
+                break;
+            }
             send_all(socket, &mut headers, &slices)?;
             sent += filled as u64;
             self.keep_pace(sent, started);
@@ -123,6 +154,24 @@ impl Load<'_> {
             thread::sleep(early);
         }
     }
+}
+
+/// Waits until there is room for triggers; whether there is, before `stop` came true.
+fn wait_for(room: impl Fn() -> bool, stop: &AtomicBool) -> io::Result<bool> {
+    let started = Instant::now();
+    while !room() {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        if started.elapsed() > LIMIT {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("triggers were sent, and haven't arrived within {LIMIT:?}"),
+            ));
+        }
+        thread::sleep(Duration::from_micros(100));
+    }
+    Ok(true)
 }
 
 /// Sends each of `datagrams`, in as many calls as it takes.

@@ -95,6 +95,17 @@ impl Sink {
         self.judge().received
     }
 
+    /// How many of a [`Load`](super::Load) are on their way, for [`Load::send_in_step`](super::Load::send_in_step), if
+    /// it has not begun, and all triggers for this sink are its own from now on.
+    ///
+    /// # Panics
+    ///
+    /// If the thread did.
+    pub fn under_way(&self) -> impl Fn(u64) -> u64 + '_ {
+        let before = self.received().delivered;
+        move |sent| before + sent - self.received().delivered
+    }
+
     /// Waits until `triggers` different ones have been delivered; whether they were within `limit`.
     ///
     /// # Panics
@@ -278,8 +289,8 @@ mod tests {
             rate_per_s: None,
             turns: &[Turn::Good],
         };
-        let sent = load.send(&server, &AtomicBool::new(false)).unwrap();
-        assert_eq!(sent.triggers, 1000);
+        let sent = load.send_in_step(&server, &AtomicBool::new(false), sink.under_way());
+        assert_eq!(sent.unwrap().triggers, 1000);
         assert!(sink.wait_for(1000, LIMIT));
         assert_eq!(sink.finish().unwrap(), Received::just(1000));
     }
