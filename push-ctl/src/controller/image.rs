@@ -88,11 +88,11 @@ pub(super) fn image(
         window: session.window.as_deref().copied().unwrap_or_default(),
         policy: app.policy_slot.get(),
         token_generation: tokens.current.generation,
-        key: tokens.current.key.clone(),
+        key: (*tokens.current.key).clone(),
         previous_key: tokens
             .previous
             .as_ref()
-            .map(|previous| previous.token.key.clone()),
+            .map(|previous| (*previous.token.key).clone()),
         expires_in: sessions.expires_in(session, now),
     })
 }

@@ -389,8 +389,9 @@ impl From<Left> for EndCause {
 pub struct IssuedToken {
     /// Which token of the session it is, counted from 0.
     pub generation: u8,
-    /// The key that signs triggers.
-    pub key: Zeroizing<TagKey>,
+    /// The key that signs triggers. It stays where it is until it is wiped: what is moved leaves a copy behind, and
+    /// sessions are moved from vector to vector.
+    pub key: Box<Zeroizing<TagKey>>,
     /// To recognise the token by.
     pub hash: TokenHash,
 }
@@ -401,7 +402,7 @@ impl IssuedToken {
     pub fn new(token: &Token, generation: u8) -> Self {
         Self {
             generation,
-            key: token.key().into(),
+            key: Box::new(token.key().into()),
             hash: token.hash(),
         }
     }

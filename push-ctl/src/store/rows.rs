@@ -335,6 +335,7 @@ pub(super) fn read_session(
             key: row
                 .key
                 .read(kek)
+                .map(Box::new)
                 .map_err(|error| unreadable(error.to_string()))?,
             hash: TokenHash(*row.sha256),
         })

@@ -480,7 +480,7 @@ impl TokenLine {
     fn read(self) -> IssuedToken {
         IssuedToken {
             generation: self.generation,
-            key: TagKey::from_bytes(*self.key).into(),
+            key: Box::new(TagKey::from_bytes(*self.key).into()),
             hash: TokenHash(self.sha256),
         }
     }
