@@ -140,9 +140,36 @@ mod engine {
     use libfuzzer_sys as _;
     use std::env;
     use std::ffi::{CString, c_char, c_int};
-    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{LazyLock, OnceLock};
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     static JUDGE: OnceLock<Judge> = OnceLock::new();
+
+    /// What takes longer may never end. (libFuzzer's own limit is for what runs in the main thread.)
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+    /// When the run that there is began, in microseconds since [`BEGIN`]; none if it is [`u64::MAX`].
+    static RUN_BEGAN_US: AtomicU64 = AtomicU64::new(u64::MAX);
+
+    fn now_us() -> u64 {
+        u64::try_from(BEGIN.elapsed().as_micros()).expect("not so late")
+    }
+
+    /// Ends the process if a run takes too long, which has libFuzzer keep its input.
+    fn watch() {
+        loop {
+            thread::sleep(Duration::from_secs(1));
+            let took_us = now_us().saturating_sub(RUN_BEGAN_US.load(Ordering::Relaxed));
+            if Duration::from_micros(took_us) > LIMIT {
+                eprintln!("a run takes longer than {LIMIT:?}");
+                std::process::abort();
+            }
+        }
+    }
 
     #[expect(unsafe_code, reason = "the engine isn't written in Rust")]
     unsafe extern "C" {
@@ -164,7 +191,9 @@ mod engine {
             }
         };
         // A panic doesn't get out of here, but ends the process.
+        RUN_BEGAN_US.store(now_us(), Ordering::Relaxed);
         JUDGE.get().expect("set before")(data);
+        RUN_BEGAN_US.store(u64::MAX, Ordering::Relaxed);
         0
     }
 
@@ -175,6 +204,7 @@ mod engine {
         let target = env::var("PUSH_FUZZ_TARGET").expect("PUSH_FUZZ_TARGET names a target");
         let found = TARGETS.iter().find(|(name, _)| *name == target);
         JUDGE.get_or_init(|| found.expect("PUSH_FUZZ_TARGET is a target").1);
+        thread::spawn(watch);
         let arguments = env::var("PUSH_FUZZ_ARGUMENTS").unwrap_or_default();
         let texts = [target.as_str()].into_iter().chain(arguments.lines());
         let mut pointers: Vec<*mut c_char> = texts

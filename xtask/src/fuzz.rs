@@ -184,7 +184,6 @@ fn make_up(program: &Path, target: Target, time: Option<Duration>, keep: bool) -
         format!("-max_len={MAX_LEN_BYTES}"),
         format!("-artifact_prefix={}/", crashes.display()),
         "-print_final_stats=1".to_owned(),
-        "-timeout=20".to_owned(),
         found.display().to_string(),
         target.corpus().display().to_string(),
     ];

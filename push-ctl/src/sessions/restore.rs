@@ -60,6 +60,10 @@ impl Sessions {
             },
         };
         for record in image.apps {
+            if sessions.apps.contains_key(&record.name) {
+                let name = record.name;
+                return Err(contradiction(format!("two applications are {name}")));
+            }
             if let Some(other) = sessions
                 .policies
                 .insert(record.policy_slot, record.name.clone())
@@ -102,6 +106,9 @@ impl Sessions {
                 sessions.addresses.insert(place, record.id);
             }
             let id = record.id;
+            if sessions.terminals.get(&id).is_some() {
+                return Err(contradiction(format!("two terminals are {id}")));
+            }
             if let Some(other) = sessions.enter_terminal(record) {
                 return Err(contradiction(format!(
                     "terminals {other} and {id} have the same endpoint name"

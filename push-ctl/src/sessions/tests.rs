@@ -462,17 +462,35 @@ fn records_that_do_not_fit_together_are_a_contradiction() {
         apps: Vec::new(),
         ..whole.clone()
     };
+    let mut with_a_terminal_twice = whole.clone();
+    let twin = Terminal {
+        endpoint: "another".parse().unwrap(),
+        ..whole.terminals[0].clone()
+    };
+    with_a_terminal_twice.terminals.push(twin);
+    let mut with_an_app_twice = whole.clone();
+    let twin = App {
+        policy_slot: NonZeroU16::new(77).unwrap(),
+        ..whole.apps[0].clone()
+    };
+    with_an_app_twice.apps.push(twin);
     let mut with_two_policies_in_a_slot = whole;
     let twin = App {
         name: "chat".parse().unwrap(),
         ..with_two_policies_in_a_slot.apps[0].clone()
     };
     with_two_policies_in_a_slot.apps.push(twin);
-    for image in [without_terminal, without_app, with_two_policies_in_a_slot] {
-        assert!(matches!(
-            Sessions::restore(LIMITS, image),
-            Err(RestoreError::Contradiction(_))
-        ));
+    for (image, why) in [
+        (without_terminal, "has no terminal"),
+        (without_app, "has no application"),
+        (with_a_terminal_twice, "two terminals are"),
+        (with_an_app_twice, "two applications are"),
+        (with_two_policies_in_a_slot, "have the same policy slot"),
+    ] {
+        let Err(RestoreError::Contradiction(what)) = Sessions::restore(LIMITS, image) else {
+            panic!("{why}: taken up");
+        };
+        assert!(what.contains(why), "{what}");
     }
 }
 
