@@ -2,7 +2,7 @@
 
 use crate::gateway::{EXT, Gateway, INT, SLOTS, nics, open, sh, sources};
 use crate::story::wait_until;
-use push_common::maps::LAYOUT_VERSION;
+use push_common::maps::{DEFAULT_SESSION_SLOTS, LAYOUT_VERSION};
 use push_common::tag::TagKey;
 use push_common::wire::SessionId;
 use push_ctl::dataplane::{Nic, SessionImage, object};
@@ -352,6 +352,31 @@ fn a_slot_beyond_the_table_is_refused() {
         assert!(error.contains("raise sessions.slots"), "{error}");
         gateway.dataplane.remove(session(SLOTS).id);
         assert_eq!(gateway.dataplane.session_counters(session(SLOTS).id), None);
+    });
+}
+
+#[test]
+fn a_table_may_be_larger_than_the_object_says_and_its_last_slot_is_used() {
+    Gateway::run(|gateway| {
+        let Gateway {
+            dataplane,
+            settings,
+            _state,
+        } = gateway;
+        // The maps there are would be refused.
+        drop(dataplane);
+        sh(&format!("rm -r {}", settings.pin_dir.display()));
+        let mut larger = settings;
+        larger.session_slots = 4 * DEFAULT_SESSION_SLOTS;
+        let last = session(larger.session_slots - 1);
+        let mut dataplane = open(&larger).unwrap();
+        dataplane.install(&last).unwrap();
+        let pinned = larger.pin_dir.join("push_sessions");
+        let map = sh(&format!("bpftool -j map show pinned {}", pinned.display()));
+        let map: serde_json::Value = serde_json::from_str(&map).unwrap();
+        assert_eq!(map["max_entries"], larger.session_slots);
+        drop(dataplane);
+        assert_eq!(open(&larger).unwrap().installed(), [last.id]);
     });
 }
 

@@ -32,6 +32,18 @@
 //! | [`limits`] | one session, application, realm or next hop too many: that is told, and triggers flow |
 //! | [`secrecy`] | that only the daemon gets at what it has, and no secret gets out |
 //! | [`bad_input`] | what is refused at the start and at the interfaces, and how |
+//!
+//! What gateways are known to get wrong, and which tests would see it here:
+//!
+//! | failure | test |
+//! | --- | --- |
+//! | no program on the NIC while the daemon starts anew | `delivery::killing_the_daemon_loses_no_trigger_and_the_next_one_takes_over` |
+//! | everything is passed to the kernel, and no counter moves | `verdicts::received_is_the_sum_of_all_verdicts`, `verdicts::the_kernel_gets_a_rewritten_trigger_while_the_next_hop_is_unknown` |
+//! | a rate limiter that races | `races::rate::of_a_burst_from_two_cpus_not_one_more_is_let_through` |
+//! | a write to a map that is missing, and nobody notices | `provisioning::only_a_validated_session_is_in_the_data_plane`, `provisioning::what_somebody_has_changed_in_the_kernel_is_told_of_and_mended_at_the_next_start` |
+//! | rules that are lost on a restart | `provisioning::a_restart_brings_everything_back` |
+//! | sessions in the kernel that nobody knows of | `provisioning::a_session_that_the_store_does_not_know_is_taken_out_of_the_data_plane` |
+//! | a table larger than the object says is refused (`E2BIG`) | `attachment::a_table_may_be_larger_than_the_object_says_and_its_last_slot_is_used` |
 
 mod app_servers;
 mod attachment;

@@ -1,7 +1,7 @@
 //! Devices and application servers, played by libcoap's client and curl: who gets what, and who is
 //! refused, with which cause.
 
-use crate::story::{APP, PUSH_CTL, Story, inside, outside, wait_until};
+use crate::story::{APP, PUSH_CTL, Story, inside, outside, server, verdicts, wait_until};
 use push_common::maps::SessionRecord;
 use push_common::wire::SessionId;
 use serde_json::{Value, json};
@@ -424,18 +424,50 @@ fn a_restart_brings_everything_back() {
     assert!(!lab.log().contains(token.trim()), "a token is in the log");
 }
 
+/// What the daemon said last of how store and data plane differed when it started.
+fn in_line(lab: &Lab) -> String {
+    let log = lab.log();
+    let lines = log.lines().rev();
+    let mut lines = lines.filter(|line| line.contains("are those of the store"));
+    lines.next().unwrap().to_owned()
+}
+
+/// As after an old copy of the store was put back.
+#[test]
+fn a_session_that_the_store_does_not_know_is_taken_out_of_the_data_plane() {
+    let story = Story::begin("push-prov-orphan");
+    let lab = &story.lab;
+    let (store, copy) = (
+        lab.folder().join("state/push.redb"),
+        lab.folder().join("copy"),
+    );
+    lab.stop().unwrap();
+    fs::copy(&store, &copy).unwrap();
+    lab.start().unwrap();
+    let session = story.authorised(0, 7000);
+    lab.kill().unwrap();
+    fs::copy(&copy, &store).unwrap();
+    lab.start().unwrap();
+    assert!(
+        in_line(lab).contains("added=0 removed=1"),
+        "{}",
+        in_line(lab)
+    );
+    let mut trigger = [0; 48];
+    session.trigger(1, &mut trigger);
+    server(lab, 0).send(&trigger).unwrap();
+    wait_until("the trigger is refused", || {
+        verdicts(lab, "gw-app")["unknown_session"] == 1
+    });
+}
+
 #[test]
 fn what_somebody_has_changed_in_the_kernel_is_told_of_and_mended_at_the_next_start() {
     let story = Story::begin("push-prov-poked");
     let lab = &story.lab;
     let session = story.authorised(0, 7000);
     let id = session.id;
-    let in_line = || {
-        let log = lab.log();
-        let lines = log.lines().rev();
-        let mut lines = lines.filter(|line| line.contains("are those of the store"));
-        lines.next().unwrap().to_owned()
-    };
+    let in_line = || in_line(lab);
     let told = "had another key or device";
 
     lab.kill().unwrap();
