@@ -12,7 +12,7 @@ use push_ctl::dataplane::{Gtpu, Realm, RealmLink, Tunnel};
 use std::net::IpAddr;
 
 /// `frame` with `tags` (EtherType and control) behind its MAC addresses.
-fn tagged(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
+pub(crate) fn tagged(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
     let mut out = frame[..12].to_vec();
     for (ethertype, control) in tags {
         out.extend(ethertype.to_be_bytes());
@@ -22,7 +22,7 @@ fn tagged(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
     out
 }
 
-const VLAN: u16 = 0x8100;
+pub(crate) const VLAN: u16 = 0x8100;
 const PROVIDER: u16 = 0x88A8;
 
 #[test]

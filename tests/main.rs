@@ -6,6 +6,7 @@
 //! | [`verdicts`] | what becomes of those that aren't |
 //! | [`framing`] | any framing in, any framing out |
 //! | [`policies`] | what applications may do, and what devices answer |
+//! | [`instructions`] | how many instructions packets take, and that they don't get more |
 //! | [`attachment`] | how the program gets onto NICs, and survives |
 //! | [`nics`] | that NICs come and go while triggers flow |
 //! | [`reload`] | that the configuration is read anew, all of it or nothing |
@@ -60,6 +61,7 @@ mod foreign_devices;
 mod framing;
 mod gateway;
 mod hostile;
+mod instructions;
 mod integrators;
 mod judged;
 mod limits;

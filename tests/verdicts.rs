@@ -414,20 +414,3 @@ fn poke_record(gateway: &Gateway, slot: u32, offset: usize, value: u8) {
         record.join(" ")
     ));
 }
-
-/// The verifier's effort and the size of the program don't depend on the machine's load; a change
-/// that makes them grow should be a decision.
-#[test]
-fn the_program_stays_small() {
-    Gateway::run(|mut gateway| {
-        for (nic, verified, machine_code_bytes) in gateway.dataplane.program_size().unwrap() {
-            println!(
-                "{nic}: {verified} instructions verified, {machine_code_bytes} bytes of machine code"
-            );
-            assert!(
-                verified <= 30_000,
-                "{nic}: {verified} instructions verified"
-            );
-        }
-    });
-}
