@@ -366,6 +366,7 @@ impl<K: Kernel> Owner<K> {
     /// After a start: what has expired is ended, what the data plane shouldn't have is removed, and
     /// each policy and each authorised session is written, as its lifetime is measured anew.
     fn reconcile(&mut self, store: &mut impl Store) -> Result<(), StoreError> {
+        let begun = Instant::now();
         let now = self.now();
         self.sessions.expire(now, usize::MAX);
         let mut changes = self.sessions.take_changes();
@@ -394,6 +395,7 @@ impl<K: Kernel> Owner<K> {
             mended,
             added,
             removed,
+            took_ms = begun.elapsed().as_millis(),
             "sessions in the data plane are those of the store"
         );
         if mended > 0 {

@@ -120,9 +120,22 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<Ended> {
     // What may fail without having changed anything comes first, the data plane last.
+    let begun = Instant::now();
     let store = RedbStore::open(&config.state_dir, config.key_encryption_key()?)?;
     let store_path = store.path().to_owned();
-    let sessions = Sessions::restore(limits(&config), store.load()?)?;
+    let image = store.load()?;
+    info!(
+        took_ms = begun.elapsed().as_millis(),
+        terminals = image.terminals.len(),
+        sessions = image.sessions.len(),
+        "the store is read and in order"
+    );
+    let begun = Instant::now();
+    let sessions = Sessions::restore(limits(&config), image)?;
+    info!(
+        took_ms = begun.elapsed().as_millis(),
+        "its records are in memory"
+    );
     let clock = controller::Clock::resume(&config.state_dir);
     let names: Vec<IpAddr> = config.external.listen.iter().map(SocketAddr::ip).collect();
     let tls = external::tls::server_config(&config.external, &config.state_dir, &names)?;

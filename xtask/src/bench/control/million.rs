@@ -137,7 +137,7 @@ pub(super) fn run(push_ctl: &Path, loaded_per_s: f64) -> Result<Vec<Row>> {
     rows.busy("import", &before, &turns(&lab)?);
     let per_session = memory_bytes(&lab)? / f64::from(SESSIONS);
     rows.add("memory", "per session", per_session, "bytes", None);
-    rows.0.push(restored(&lab, loaded_per_s)?);
+    restored(&lab, loaded_per_s, &mut rows)?;
 
     let before = turns(&lab)?;
     for (name, arguments) in QUESTIONS {
@@ -237,14 +237,14 @@ fn memory_bytes(lab: &Lab) -> Result<f64> {
 }
 
 /// How fast sessions are forwarded again when the kernel has lost them all, as it has when the machine was started
-/// anew: from the start of the controller until it says that it is ready.
-fn restored(lab: &Lab, loaded_per_s: f64) -> Result<Row> {
+/// anew: from the start of the controller until it says that it is ready. What takes how long of it is from its log.
+fn restored(lab: &Lab, loaded_per_s: f64, rows: &mut Rows) -> Result<()> {
     lab.kill()?;
     fs::remove_dir_all(lab.folder().join("bpf/push"))?;
     let begun = Instant::now();
     lab.start()?;
     let rate = f64::from(SESSIONS) / begun.elapsed().as_secs_f64();
-    let line = super::restart::last_in_line(lab)?;
+    let line = super::restart::last_of(lab, super::restart::IN_LINE)?;
     ensure!(line.contains("kept=0"), "the kernel has kept some: {line}");
     let row = Row::new(
         Suite::Control,
@@ -255,7 +255,20 @@ fn restored(lab: &Lab, loaded_per_s: f64) -> Result<Row> {
     )
     .compared("in batches", Some(rate / loaded_per_s));
     Row::print(std::slice::from_ref(&row));
-    Ok(row)
+    rows.0.push(row);
+    for (part, message) in [
+        ("store read", "the store is read and in order"),
+        ("records taken up", "its records are in memory"),
+        ("table written", super::restart::IN_LINE),
+    ] {
+        let line = super::restart::last_of(lab, message)?;
+        let ms = line
+            .split_once("took_ms=")
+            .map(|(_, rest)| rest.split(' ').next().unwrap_or(rest))
+            .with_context(|| format!("it doesn't say how long it took: {line}"))?;
+        rows.add("from the store", part, ms.parse()?, "ms", None);
+    }
+    Ok(())
 }
 
 /// How long it takes from when an operator revokes a session until no trigger is delivered for it.

@@ -17,7 +17,7 @@ const LIMIT_MS: f64 = 1000.0;
 const ROUNDS: usize = 5;
 
 /// What it logs when store and kernel are in line.
-const IN_LINE: &str = "sessions in the data plane are those of the store";
+pub(super) const IN_LINE: &str = "sessions in the data plane are those of the store";
 
 /// Takes up the sessions, kills the controller, and starts it; prints and gives the figures.
 pub(super) fn run(push_ctl: &Path) -> Result<Vec<Row>> {
@@ -34,7 +34,7 @@ pub(super) fn run(push_ctl: &Path) -> Result<Vec<Row>> {
         let begun = Instant::now();
         lab.start()?;
         times.push(begun.elapsed());
-        let line = last_in_line(&lab)?;
+        let line = last_of(&lab, IN_LINE)?;
         ensure!(
             line.contains(&format!("kept={SESSIONS}")) && line.contains("mended=0"),
             "the kernel has not kept them all: {line}"
@@ -54,11 +54,11 @@ pub(super) fn run(push_ctl: &Path) -> Result<Vec<Row>> {
     Ok(rows.0)
 }
 
-/// What the controller has said last of store and kernel.
-pub(super) fn last_in_line(lab: &Lab) -> Result<String> {
+/// The last line that the controller has logged with this `message`.
+pub(super) fn last_of(lab: &Lab, message: &str) -> Result<String> {
     let log = lab.log();
-    let line = log.lines().rev().find(|line| line.contains(IN_LINE));
+    let line = log.lines().rev().find(|line| line.contains(message));
     Ok(line
-        .context("it doesn't say that they are in line")?
+        .with_context(|| format!("it has not logged `{message}`"))?
         .to_owned())
 }
