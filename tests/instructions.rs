@@ -8,7 +8,7 @@ mod interpreter;
 use crate::datagram::{DEVICES, Datagram, ONE_ARMED, Session, changed};
 use crate::framing::{VLAN, tagged};
 use crate::gateway::{EXT, Gateway, INT, TRIGGER_PORT};
-use interpreter::Interpreter;
+use interpreter::{Interpreter, STEPS};
 use nix::net::if_::if_nametoindex;
 use push_common::maps::NicConfig;
 use push_common::verdict::Verdict;
@@ -139,7 +139,14 @@ fn no_kind_of_packet_takes_more_instructions() {
                 verdict.action().label(),
                 "{name}"
             );
-            println!("{name}: {} helpers, {} atomics", run.helpers, run.atomics);
+            let steps = STEPS.iter().zip(&run.by_step);
+            let steps = steps.map(|(step, count)| format!("{step} {count}"));
+            println!(
+                "{name}: {} helpers, {} atomics; {}",
+                run.helpers,
+                run.atomics,
+                steps.collect::<Vec<_>>().join(" ")
+            );
             figures.push((name, run.instructions));
         }
         ratchet("executed", &figures);

@@ -78,22 +78,27 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Absorbs `length` bytes of a payload that starts at `offset`, which is at least 8, into `mac`.
+/// Absorbs the whole words of the `length` bytes of a payload that starts at `offset`, which is at least 8, into `mac`;
+/// returns it with the word that ends with the payload's last byte.
 ///
 /// The loop is the kernel's (`bpf_loop`, Linux 5.17), which verifies its body once instead of once
 /// for each of the 150 words that a payload can have. It ends early if the frame does; the tag
 /// doesn't match then.
 #[inline(always)]
-pub(crate) fn absorb_payload(frame: Frame<'_>, mac: Mac, offset: usize, length: usize) -> Mac {
+pub(crate) fn absorb_payload(
+    frame: Frame<'_>,
+    mac: Mac,
+    offset: usize,
+    length: usize,
+) -> (Mac, u64) {
     let mut rest = Words {
         frame,
         offset,
         into: mac,
     };
-    rest.each(absorb_word, length);
-    let word = rest.last(length);
-    rest.into.absorb_end_of_word(word, length % 8);
-    rest.into
+    rest.each::<4>(absorb_words::<4>, length / 8);
+    rest.each::<1>(absorb_words::<1>, length / 8 % 4);
+    (rest.into, rest.last(length % 8))
 }
 
 /// The sum, for a checksum, of `length` bytes that start at `offset`, which is at least 8.
@@ -104,63 +109,75 @@ pub(crate) fn sum(frame: Frame<'_>, offset: usize, length: usize) -> Delta {
         offset,
         into: Delta::ZERO,
     };
-    rest.each(add_word, length);
+    rest.each::<1>(add_word, length / 8);
     match length % 8 {
         0 => rest.into,
         odd => rest
             .into
-            .add_u64(rest.last(length) >> 64_usize.wrapping_sub(odd.wrapping_mul(8))),
+            .add_u64(rest.last(odd) >> 64_usize.wrapping_sub(odd.wrapping_mul(8))),
     }
 }
 
 /// Bytes of a frame, word by word, and what they go into.
 struct Words<'a, I> {
     frame: Frame<'a>,
+    /// Of the next one.
     offset: usize,
     into: I,
 }
 
 impl<I> Words<'_, I> {
-    /// Calls `body` for all whole words of `length` bytes.
+    /// Calls `body` for each `N` of `words`, as long as there are so many.
     #[inline(always)]
-    fn each(&mut self, body: extern "C" fn(u32, &mut Words<'_, I>) -> i64, length: usize) {
-        let words = (length / 8) as u32;
+    fn each<const N: usize>(
+        &mut self,
+        body: extern "C" fn(u32, &mut Words<'_, I>) -> i64,
+        words: usize,
+    ) {
+        let rounds = words / N;
         // SAFETY: the kernel calls `body` with the number of a round, and `self`, on this stack.
         unsafe {
-            bpf_loop(words, body as *mut c_void, (&raw mut *self).cast(), 0);
+            bpf_loop(
+                rounds as u32,
+                body as *mut c_void,
+                (&raw mut *self).cast(),
+                0,
+            );
         }
     }
 
-    /// The word that ends with the last of `length` bytes; it may begin before they do.
+    /// The next `N` words.
     #[inline(always)]
-    fn last(&self, length: usize) -> u64 {
-        let end = self.offset.wrapping_add(length).wrapping_sub(8);
-        self.frame
-            .get::<[u8; 8]>(end)
-            .map_or(0, |word| u64::from_le_bytes(*word))
+    fn next<const N: usize>(&mut self) -> Option<[u64; N]> {
+        let words = self.frame.get::<[[u8; 8]; N]>(self.offset)?;
+        self.offset = self.offset.wrapping_add(8_usize.wrapping_mul(N));
+        Some(words.map(u64::from_le_bytes))
     }
 
+    /// The word that ends with the last of the `odd` bytes that are left; it begins before them.
     #[inline(always)]
-    fn word(&self, round: u32) -> Option<u64> {
-        let offset = self.offset.wrapping_add((round as usize).wrapping_mul(8));
+    fn last(&self, odd: usize) -> u64 {
+        let at = self.offset.wrapping_add(odd).wrapping_sub(8);
         self.frame
-            .get::<[u8; 8]>(offset)
-            .map(|word| u64::from_le_bytes(*word))
+            .get::<[u8; 8]>(at)
+            .map_or(0, |word| u64::from_le_bytes(*word))
     }
 }
 
-/// Absorbs word number `round`; 1 ends the loop.
-extern "C" fn absorb_word(round: u32, rest: &mut Words<'_, Mac>) -> i64 {
-    let Some(word) = rest.word(round) else {
+/// Absorbs the next `N` words; 1 ends the loop.
+extern "C" fn absorb_words<const N: usize>(_round: u32, rest: &mut Words<'_, Mac>) -> i64 {
+    let Some(words) = rest.next::<N>() else {
         return 1;
     };
-    rest.into.absorb_word(word);
+    for word in words {
+        rest.into.absorb_word(word);
+    }
     0
 }
 
-/// Adds word number `round`; 1 ends the loop.
-extern "C" fn add_word(round: u32, rest: &mut Words<'_, Delta>) -> i64 {
-    let Some(word) = rest.word(round) else {
+/// Adds the next word; 1 ends the loop.
+extern "C" fn add_word(_round: u32, rest: &mut Words<'_, Delta>) -> i64 {
+    let Some([word]) = rest.next() else {
         return 1;
     };
     rest.into = rest.into.add_u64(word);

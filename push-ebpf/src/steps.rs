@@ -54,11 +54,13 @@ pub(crate) fn has_valid_tag(
     for word in signed {
         mac.absorb_word(u64::from_le_bytes(*word));
     }
+    let mut end = 0;
     if payload_len > 0 {
         let payload_at = trigger_at.wrapping_add(TRIGGER_HEADER_LEN);
-        mac = packet::absorb_payload(frame, mac, payload_at, payload_len);
+        (mac, end) = packet::absorb_payload(frame, mac, payload_at, payload_len);
     }
-    tag::equal(mac.finish(), tag::words(trigger.tag))
+    let expected = mac.finish(end, SIGNED_LEN.wrapping_add(payload_len));
+    tag::equal(expected, tag::words(trigger.tag))
 }
 
 /// Whether an application's triggers may come from where this one does.

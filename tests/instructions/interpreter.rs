@@ -14,6 +14,7 @@ use aya_obj::{Map, Object};
 use push_common::maps::{NIC_CONFIG, NicConfig, PROGRAM};
 use push_ctl::dataplane;
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
@@ -48,6 +49,8 @@ pub(crate) struct Run {
     pub(crate) helpers: u32,
     /// Atomic operations.
     pub(crate) atomics: u32,
+    /// Instructions by step of the path, in its order; what is before the first one is of the first one.
+    pub(crate) by_step: Vec<u32>,
 }
 
 /// The program for one NIC.
@@ -56,6 +59,10 @@ pub(crate) struct Interpreter {
     /// By the number that instructions call them by.
     maps: Vec<MapCopy>,
     memory: BTreeMap<u64, Vec<u8>>,
+    /// The step of the path that each instruction is written in, if it is written there.
+    steps: Vec<Option<usize>>,
+    /// The step that it is at.
+    step: usize,
     run: Run,
 }
 
@@ -87,10 +94,13 @@ impl Interpreter {
             map,
             values: HashMap::new(),
         });
+        let program = &object.functions[&key];
         Self {
-            instructions: object.functions[&key].instructions.clone(),
+            steps: steps(program, &object.btf.as_ref().unwrap().to_bytes()),
+            instructions: program.instructions.clone(),
             maps: maps.collect(),
             memory: BTreeMap::new(),
+            step: 0,
             run: Run::nothing(),
         }
     }
@@ -103,6 +113,7 @@ impl Interpreter {
             map.values.clear();
         }
         self.run = Run::nothing();
+        self.step = 0;
         let room = vec![0; HEADROOM as usize];
         self.memory.insert(FRAME, [&room, frame].concat());
         let begin = (FRAME + HEADROOM) as u32;
@@ -134,7 +145,7 @@ impl Interpreter {
             let instruction = self.instructions[at];
             let next = at + 1;
             at = next;
-            self.run.instructions += 1;
+            self.count(next - 1);
             let (dst, src) = (
                 usize::from(instruction.dst_reg()),
                 usize::from(instruction.src_reg()),
@@ -224,6 +235,13 @@ impl Interpreter {
                 _ => panic!("instruction {code:#x}"),
             }
         }
+    }
+
+    fn count(&mut self, at: usize) {
+        self.step = self.steps[at].unwrap_or(self.step);
+        self.run.instructions += 1;
+        self.run.by_step.resize(STEPS.len(), 0);
+        self.run.by_step[self.step] += 1;
     }
 
     /// What the kernel does for programs, as `bpf-helpers(7)` has it; a negative number is an error.
@@ -396,8 +414,56 @@ impl Run {
             instructions: 0,
             helpers: 0,
             atomics: 0,
+            by_step: Vec::new(),
         }
     }
+}
+
+/// Where the path is, and its source.
+const PATH: (&str, &str) = (
+    "push-ebpf/src/main.rs",
+    include_str!("../../push-ebpf/src/main.rs"),
+);
+
+/// Steps of the path, as the comments there have them.
+pub(crate) const STEPS: [&str; 10] = [
+    "Parse:",
+    "Ours?",
+    "Trigger:",
+    "Session:",
+    "Tag:",
+    "Policy:",
+    "Next hop:",
+    "Replay:",
+    "Rate,",
+    "Send:",
+];
+
+/// The step that this line of the path is in.
+fn step_at(line: u32) -> Option<usize> {
+    let lines = PATH.1.lines().take(line as usize).collect::<Vec<_>>();
+    lines.iter().rev().find_map(|line| {
+        let comment = line.strip_prefix("    // ")?;
+        STEPS.iter().position(|step| comment.starts_with(step))
+    })
+}
+
+/// The step that each instruction of `program` is written in. The lines that they come from are in its BTF.
+fn steps(program: &aya_obj::Function, btf: &[u8]) -> Vec<Option<usize>> {
+    let word = |at: usize| u32::from_le_bytes(btf[at..at + 4].try_into().unwrap()) as usize;
+    // struct btf_header: the length of it, and from its end on, where strings begin.
+    let strings = &btf[word(4) + word(16)..];
+    let mut infos = program.line_info.line_info.clone();
+    infos.sort_by_key(|info| info.insn_off);
+    let mut steps = vec![None; program.instructions.len()];
+    for info in infos {
+        let file = &strings[info.file_name_off as usize..];
+        let file = CStr::from_bytes_until_nul(file).unwrap().to_str().unwrap();
+        let is_path = file.ends_with(PATH.0);
+        let step = is_path.then(|| step_at(info.line_col >> 10)).flatten();
+        steps[info.insn_off as usize..].fill(step);
+    }
+    steps
 }
 
 /// What `BPF_MAP_LOOKUP_ELEM` takes (`union bpf_attr` in `linux/bpf.h`).
