@@ -2,7 +2,7 @@
 //! coalescing, acknowledgements, events.
 
 use crate::datagram::{DEVICES, Datagram, ETHERNET, IPV4, IPV6, Session, changed};
-use crate::gateway::{DEVICE_MAC, EXT, EXT_MAC, Gateway, INT, INT_MAC, SLOTS};
+use crate::gateway::{DEVICE_MAC, EXT, EXT_MAC, Gateway, INT, INT_MAC, SLOTS, wait_until};
 use push_common::maps::{EVENTS_BYTES, Event, EventKind};
 use push_common::tag::TagKey;
 use push_common::verdict::Verdict;
@@ -363,9 +363,15 @@ fn what_is_worth_telling_is_told_and_never_too_often() {
         let good = session.datagram(b"x").frame();
         assert_eq!(gateway.send(EXT, &good).0, Verdict::Redirected);
         assert_eq!(gateway.dataplane.events(), [], "of a good trigger");
-        for _ in 0..200 {
-            assert_eq!(gateway.send(EXT, &good).0, Verdict::Replayed);
-        }
+        assert_eq!(gateway.send(EXT, &good).0, Verdict::Replayed);
+        // It takes many within 10 ms, which a busy machine may not get to the first time.
+        wait_until("a storm of replays is told of", || {
+            for _ in 0..200 {
+                gateway.dataplane.test_run(EXT, &good).unwrap();
+            }
+            let told = gateway.dataplane.events();
+            told.iter().any(|told| told.kind == EventKind::ReplayStorm)
+        });
         let mut forger = session.clone();
         forger.image.key = TagKey::from_bytes([0xEE; 16]).into();
         let begin = Instant::now();
@@ -400,7 +406,6 @@ fn what_is_worth_telling_is_told_and_never_too_often() {
             assert_eq!((of(kind)[0].session, of(kind)[0].source), (id, server));
         }
         assert_eq!(of(EventKind::NextHopUnresolved).len(), 1);
-        assert!(!of(EventKind::ReplayStorm).is_empty());
         let forgeries = of(EventKind::Forged);
         let told_of: u64 = forgeries.iter().map(|told| told.count).sum();
         assert!(told_of <= forged);
