@@ -383,11 +383,11 @@ impl MapCopy {
             value: value.as_mut_ptr() as u64,
             ..ElementAttributes::default()
         };
-        // SAFETY: the key is as long as one of the map's, and the value at least as long as one for each CPU.
         #[expect(
             unsafe_code,
             reason = "aya wants to know the length of values at compile time"
         )]
+        // SAFETY: the key is as long as one of the map's, and the value at least as long as one for each CPU.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_bpf,
