@@ -266,8 +266,9 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
     }
 
     // Next hop: the controller has found it out before.
-    // SAFETY: the field is aligned, and valid as long as the program runs.
-    let hop: Hop = unsafe { load(&raw const next_hop.hop) };
+    // SAFETY: the field is aligned to a word, and valid as long as the program runs.
+    let word: u64 = unsafe { load((&raw const next_hop.hop).cast()) };
+    let hop: Hop = bytemuck::must_cast(word);
     let is_resolved = hop.state == Hop::RESOLVED;
     // The kernel finds its own way, which is not that of a realm or into a tunnel.
     let may_help = !next_hop.has(NextHopRecord::REALM) && !next_hop.has(NextHopRecord::GTPU);

@@ -53,7 +53,8 @@ impl Session {
     #[inline(always)]
     pub(crate) fn image(self, staged: Self) -> Option<Image> {
         for _ in 0..IMAGE_ATTEMPTS {
-            let control = self.control();
+            let word = self.control_word();
+            let control: SessionControl = bytemuck::must_cast(word);
             let whole = if control.has(SessionControl::STAGED) {
                 staged
             } else {
@@ -62,23 +63,24 @@ impl Session {
             // SAFETY: as above; the address starts at a multiple of 8.
             let image = unsafe {
                 Image {
-                    control: whole.control(),
+                    control: bytemuck::must_cast(whole.control_word()),
                     key: load(&raw const (*whole.0).key),
                     device: load((&raw const (*whole.0).device_address).cast()),
                     teid: load((&raw const (*whole.0).teid).cast()),
                 }
             };
-            if self.control() == control {
+            if self.control_word() == word {
                 return Some(image);
             }
         }
         None
     }
 
+    /// [`SessionControl`] as the word that it is: a struct would be read field by field.
     #[inline(always)]
-    fn control(self) -> SessionControl {
-        // SAFETY: as above.
-        unsafe { load(&raw const (*self.0).control) }
+    fn control_word(self) -> u64 {
+        // SAFETY: as above, and the controls are aligned to words.
+        unsafe { load((&raw const (*self.0).control).cast()) }
     }
 
     /// Word `index` (below 4) of the replay window.
@@ -157,7 +159,8 @@ impl Word {
     }
 }
 
-/// Reads `*word` once. Up to 8 aligned bytes come from one moment.
+/// Reads `*word` once. Up to 8 aligned bytes come from one moment if they are an integer: a struct is
+/// read field by field.
 ///
 /// # Safety
 ///
