@@ -91,6 +91,13 @@ impl Delta {
         }
     }
 
+    /// The sum in 16 bits, as which it can be added again.
+    #[inline(always)]
+    #[must_use]
+    pub const fn folded(self) -> u16 {
+        fold(self.0)
+    }
+
     /// The checksum after the replacement: RFC 1624, equation 3.
     #[inline(always)]
     #[must_use]

@@ -218,6 +218,14 @@ impl NextHopRecord {
     /// The tunnel's addresses are of IPv6.
     pub const OUTER_IPV6: u8 = 4;
 
+    /// Whether the kernel would find the way by itself: it finds its own, which is not that of a realm or into a
+    /// tunnel.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_by_main_routes(&self) -> bool {
+        self.flags & (Self::REALM | Self::GTPU) == 0
+    }
+
     /// Whether all of `flags` are set.
     #[inline(always)]
     #[must_use]
@@ -406,6 +414,8 @@ impl NicConfig {
     pub const IPV4: u8 = 1;
     /// Triggers to [`NicConfig::ipv6`].
     pub const IPV6: u8 = 2;
+    /// Triggers to any of them.
+    pub const TRIGGERS: u8 = Self::IPV4 | Self::IPV6;
     /// Acknowledgements.
     pub const ACKS: u8 = 4;
 }

@@ -1,18 +1,21 @@
 //! Acknowledgements: waited for since their trigger was sent on, settled once, and turned around to the
 //! server that sent it.
 
-use crate::datagram::Datagram;
-use crate::maps::counters;
+use crate::datagram::{Datagram, Link};
+use crate::global::{result_of, word_of};
+use crate::maps::{Notes, SESSIONS, counters, notes};
 use crate::outbound::{OWN_HOP_LIMIT, Outbound};
+use crate::packet::Frame;
 use crate::shared::{Session, load};
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
-use aya_ebpf::programs::XdpContext;
 use push_common::maps::{
     AckKey, MAX_PENDING_ACKS, PendingAck, ROUND_TRIP_CLASSES, round_trip_class,
 };
 use push_common::verdict::Verdict;
+use push_common::wire::{SessionId, UdpHeader};
 
 /// A [`PendingAck`] in whole words, which can be copied on the stack.
 pub(crate) type PendingWords = [u64; size_of::<PendingAck>() / 8];
@@ -24,55 +27,112 @@ static PENDING_ACKS: LruHashMap<AckKey, PendingAck, { MAX_PENDING_ACKS as usize 
 
 /// Notes the way back to the server of a trigger, for its acknowledgement.
 #[inline(always)]
-pub(crate) fn expect(
-    key: &AckKey,
-    context: &XdpContext,
-    datagram: &Datagram,
-    pending: &mut PendingWords,
-) {
-    let [m0, m1, m2] = datagram.link.reversed_macs().map(u64::from);
-    let [t0, t1] = datagram.link.tags.map(u64::from);
-    let [s0, s1] = datagram.source_port.map(u64::from);
-    let [d0, d1] = datagram.destination_port.map(u64::from);
+pub(crate) fn expect(key: AckKey, frame: Frame<'_>, datagram: Datagram) {
+    // If there is no room, there will be no acknowledgement; the trigger goes on all the same.
+    push_expect(
+        frame.context(),
+        key.session,
+        key.sequence,
+        datagram.to_word(),
+    );
+}
+
+/// Counts an acknowledgement that is waited for, and stops waiting; what was noted with it is in the notes
+/// then.
+#[inline(always)]
+pub(crate) fn settle(key: AckKey) -> Result<(), Verdict> {
+    result_of(push_settle(key.session, key.sequence)).map(|_| ())
+}
+
+/// Notes as outbound the datagram to the server that waits for the acknowledgement that was settled last, the
+/// way its trigger came. Returns the index of the NIC.
+#[inline(always)]
+pub(crate) fn turn_around(datagram: Datagram) -> Result<u32, Verdict> {
+    result_of(push_turn_around(datagram.traffic_class().into())).map(|nic| nic as u32)
+}
+
+global! {
+    /// [`expect`].
+    fn push_expect(context: *mut xdp_md, session: u64, sequence: u64, datagram: u64) -> u64 {
+        // SAFETY: the context is the kernel's own.
+        let frame = unsafe { Frame::new(context) };
+        let datagram = Datagram::from_word(datagram);
+        word_of(pending(frame, datagram).map(|pending| {
+            let key = AckKey { session, sequence };
+            u64::from(PENDING_ACKS.insert(key, pending, 0).is_ok())
+        }))
+    }
+
+    /// [`settle`].
+    fn push_settle(session: u64, sequence: u64) -> u64 {
+        word_of(stop_waiting(&AckKey { session, sequence }).map(|()| 0))
+    }
+
+    /// [`turn_around`].
+    fn push_turn_around(traffic_class: u32) -> u64 {
+        let turned = notes().map(|notes| {
+            // SAFETY: the notes are this CPU's alone.
+            let Notes { outbound, pending, .. } = unsafe { &mut *notes };
+            reverse(pending, outbound, traffic_class as u8)
+        });
+        word_of(turned.map(u64::from))
+    }
+}
+
+/// Noted, as the stack has no room for it.
+#[inline(always)]
+fn pending(frame: Frame<'_>, datagram: Datagram) -> Result<&'static PendingAck, Verdict> {
+    let link = datagram.link(frame)?;
+    let udp = frame
+        .get::<UdpHeader>(datagram.udp_at())
+        .ok_or(Verdict::Truncated)?;
+    let [source, destination] = datagram.addresses(frame)?;
+    let [m0, m1, m2] = link.reversed_macs().map(u64::from);
+    let [t0, t1] = link.tags.map(u64::from);
+    let [s0, s1] = udp.source.to_bytes().map(u64::from);
+    let [d0, d1] = udp.destination.to_bytes().map(u64::from);
+    // SAFETY: the notes are this CPU's alone.
+    let pending = unsafe { &mut (*notes()?).pending };
     *pending = [
         // SAFETY: has no requirements.
         unsafe { bpf_ktime_get_ns() },
-        datagram.source[0],
-        datagram.source[1],
-        datagram.destination[0],
-        datagram.destination[1],
+        source[0],
+        source[1],
+        destination[0],
+        destination[1],
         t0 | t1 << 32,
-        context.ingress_ifindex() as u64
+        u64::from(frame.interface())
             | s0 << 32
             | s1 << 40
-            | (datagram.link.tag_count as u64) << 48
-            | u64::from(datagram.is_v6) << 56,
+            | u64::from(link.tag_count) << 48
+            | u64::from(datagram.is_v6()) << 56,
         m0 | m1 << 32,
         m2 | d0 << 32 | d1 << 40,
     ];
-    // If there is no room, there will be no acknowledgement; the trigger goes on all the same.
-    let _ = PENDING_ACKS.insert(key, bytemuck::must_cast_ref::<_, PendingAck>(&*pending), 0);
+    Ok(bytemuck::must_cast_ref(pending))
 }
 
-/// Counts an acknowledgement that is waited for, and stops waiting; what was noted with it is `pending`
-/// then.
 #[inline(always)]
-pub(crate) fn settle(
-    key: &AckKey,
-    session: Session,
-    pending: &mut PendingWords,
-) -> Result<(), Verdict> {
+fn stop_waiting(key: &AckKey) -> Result<(), Verdict> {
+    let id = SessionId::from_u64(key.session);
+    let record = SESSIONS.get_ptr_mut(id.slot());
+    // SAFETY: the map has just given it out.
+    let session = unsafe { Session::new(record.ok_or(Verdict::UnknownSession)?) };
     let noted = PENDING_ACKS.get_ptr(key).ok_or(Verdict::AckUnexpected)?;
     // SAFETY: an entry stays in memory while the program runs. If it has been used for another trigger
-    // meanwhile, removing it will fail.
-    *pending = unsafe { load(noted.cast()) };
+    // meanwhile, removing it will fail. The notes are this CPU's alone.
+    let sent_ns = unsafe {
+        let pending = &mut (*notes()?).pending;
+        *pending = load(noted.cast());
+        pending[0]
+    };
     // Of two CPUs, one succeeds.
     PENDING_ACKS
         .remove(key)
         .map_err(|_| Verdict::AckUnexpected)?;
     // SAFETY: has no requirements.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    let round_trip_us = (now_ns.wrapping_sub(pending[0]) / 1000).min(u64::from(u32::MAX)) as u32;
+    let round_trip_us = (now_ns.wrapping_sub(sent_ns) / 1000).min(u64::from(u32::MAX)) as u32;
     session.acknowledged(round_trip_us);
     if let Some(counters) = counters() {
         let class = round_trip_class(round_trip_us);
@@ -88,14 +148,9 @@ pub(crate) fn settle(
     Ok(())
 }
 
-/// Makes `outbound` the datagram to the server that waits for an acknowledgement, the way its trigger
-/// came. Returns the index of the NIC.
+/// Returns the index of the NIC.
 #[inline(always)]
-pub(crate) fn turn_around(
-    pending: &PendingWords,
-    outbound: &mut Outbound,
-    traffic_class: u8,
-) -> u32 {
+fn reverse(pending: &PendingWords, outbound: &mut Outbound, traffic_class: u8) -> u32 {
     let [
         _,
         server_0,
@@ -107,16 +162,20 @@ pub(crate) fn turn_around(
         macs,
         more,
     ] = *pending;
-    outbound.link.macs = [macs as u32, (macs >> 32) as u32, more as u32];
-    outbound.link.tags = [tags as u32, (tags >> 32) as u32];
-    outbound.link.tag_count = (nic >> 48 & 3) as usize;
-    outbound.has_tunnel = false;
-    outbound.is_v6 = nic >> 56 != 0;
-    outbound.source = [gateway_0, gateway_1];
-    outbound.destination = [server_0, server_1];
-    outbound.source_port = [(more >> 32) as u8, (more >> 40) as u8];
-    outbound.destination_port = [(nic >> 32) as u8, (nic >> 40) as u8];
-    outbound.hop_limit = OWN_HOP_LIMIT;
-    outbound.traffic_class = traffic_class;
+    *outbound = Outbound {
+        source: [gateway_0, gateway_1],
+        destination: [server_0, server_1],
+        link: Link {
+            macs: [macs as u32, (macs >> 32) as u32, more as u32],
+            tags: [tags as u32, (tags >> 32) as u32],
+            tag_count: (nic >> 48 & 3) as u32,
+        },
+        source_port: [(more >> 32) as u8, (more >> 40) as u8],
+        destination_port: [(nic >> 32) as u8, (nic >> 40) as u8],
+        hop_limit: OWN_HOP_LIMIT,
+        traffic_class,
+        is_v6: nic >> 56 != 0,
+        has_tunnel: false,
+    };
     nic as u32
 }

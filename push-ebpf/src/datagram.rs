@@ -1,6 +1,9 @@
 //! UDP datagrams as they come in: taken out of any framing.
 
+use crate::global::{result_of, word_of};
+use crate::maps::nic_config;
 use crate::packet::Frame;
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::bpf_loop;
 use core::ffi::c_void;
 use push_common::checksum::Delta;
@@ -52,71 +55,171 @@ pub(crate) struct Link {
     /// VLAN tags, the outer one first.
     pub(crate) tags: [u32; MAX_TAGS],
     /// Number of tags.
-    pub(crate) tag_count: usize,
+    pub(crate) tag_count: u32,
 }
 
-/// A UDP datagram as it came in.
-#[repr(C)]
-pub(crate) struct Datagram {
-    pub(crate) link: Link,
-    pub(crate) is_v6: bool,
-    /// Offset into the frame of the UDP header.
-    pub(crate) udp_at: usize,
-    /// Bytes from there on, as the IP header claims.
-    pub(crate) udp_len: usize,
-    /// Ports, as on the wire.
-    pub(crate) source_port: [u8; 2],
-    pub(crate) destination_port: [u8; 2],
-    pub(crate) hop_limit: u8,
-    /// DSCP and ECN.
-    pub(crate) traffic_class: u8,
-    /// The flow label of IPv6; of IPv4, identification and fragment field, as in memory.
-    pub(crate) label: u32,
-    pub(crate) source: Address,
-    pub(crate) destination: Address,
-    /// What an IPv4 header's words come to: 0 if its checksum is right.
-    header_checksum: u16,
-}
+/// A UDP datagram in a frame, as it came in: where it is, and what is known of it. It is one word, as that is
+/// what global functions take and return; what else there is to know stays in the frame.
+#[derive(Clone, Copy)]
+pub(crate) struct Datagram(u64);
 
 impl Datagram {
+    /// Bits of the word. Length and offset of the UDP header are in the lowest.
+    const UDP_AT: u32 = 16;
+    const TAG_COUNT: u32 = 27;
+    const IS_V6: u32 = 29;
+    const IS_ELSEWHERE: u32 = 30;
+    const IS_DAMAGED: u32 = 31;
+    const HOP_LIMIT: u32 = 32;
+    const TRAFFIC_CLASS: u32 = 40;
+    const HAS_EXTENSIONS: u32 = 48;
+    const LACKS_CHECKSUM: u32 = 49;
+
     /// Finds the UDP header of a frame behind VLAN tags, IPv4 or IPv6. Everything else is the kernel's.
-    #[inline(never)]
-    pub(crate) fn parse(&mut self, frame: Frame<'_>) -> Result<(), Verdict> {
-        let macs = frame.get::<[[u8; 4]; 3]>(0).ok_or(Verdict::Truncated)?;
-        self.link.macs = macs.map(u32::from_ne_bytes);
-        self.link.tag_count = 0;
-        let mut ethertype = frame
-            .get::<U16>(ETHERNET_LEN - 2)
-            .ok_or(Verdict::Truncated)?
-            .get();
-        for (index, tag_at) in TAGS_AT.into_iter().enumerate() {
-            if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_PROVIDER_VLAN {
-                break;
-            }
-            let tag = frame.get::<[u8; TAG_LEN]>(tag_at);
-            self.link.tags[index] = u32::from_ne_bytes(*tag.ok_or(Verdict::Truncated)?);
-            self.link.tag_count = index.wrapping_add(1);
-            ethertype = frame
-                .get::<U16>(tag_at.wrapping_add(TAG_LEN))
-                .ok_or(Verdict::Truncated)?
-                .get();
-        }
-        let ip_at = self.link.len();
-        match ethertype {
-            ETHERTYPE_IPV4 => self.parse_v4(frame, ip_at),
-            ETHERTYPE_IPV6 => self.parse_v6(frame, ip_at),
-            _ => Err(Verdict::NotIp),
-        }?;
-        let udp = frame
-            .get::<UdpHeader>(self.udp_at)
-            .ok_or(Verdict::Truncated)?;
-        self.source_port = udp.source.to_bytes();
-        self.destination_port = udp.destination.to_bytes();
-        Ok(())
+    #[inline(always)]
+    pub(crate) fn find(frame: Frame<'_>) -> Result<Self, Verdict> {
+        result_of(push_find(frame.context())).map(Self)
     }
 
     #[inline(always)]
-    fn parse_v4(&mut self, frame: Frame<'_>, ip_at: usize) -> Result<(), Verdict> {
+    pub(crate) const fn to_word(self) -> u64 {
+        self.0
+    }
+
+    /// The one with that word.
+    #[inline(always)]
+    pub(crate) const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    #[inline(always)]
+    const fn has(self, bit: u32) -> bool {
+        self.0 >> bit & 1 != 0
+    }
+
+    #[inline(always)]
+    pub(crate) const fn is_v6(self) -> bool {
+        self.has(Self::IS_V6)
+    }
+
+    /// Number of VLAN tags.
+    #[inline(always)]
+    pub(crate) const fn tag_count(self) -> u32 {
+        (self.0 >> Self::TAG_COUNT & 3) as u32
+    }
+
+    /// Offset into the frame of the IP header.
+    #[inline(always)]
+    pub(crate) const fn ip_at(self) -> usize {
+        link_len(self.tag_count())
+    }
+
+    /// Offset into the frame of the UDP header.
+    #[inline(always)]
+    pub(crate) const fn udp_at(self) -> usize {
+        (self.0 >> Self::UDP_AT & 0x7FF) as usize
+    }
+
+    /// Bytes from there on, as the IP header claims.
+    #[inline(always)]
+    pub(crate) const fn udp_len(self) -> usize {
+        (self.0 & 0xFFFF) as usize
+    }
+
+    /// Whether it is for an address at which the NIC takes triggers.
+    #[inline(always)]
+    pub(crate) const fn is_for_triggers(self) -> bool {
+        !self.has(Self::IS_ELSEWHERE)
+    }
+
+    /// Whether the checksum of the IP header is right, if it has one.
+    #[inline(always)]
+    pub(crate) const fn has_intact_header(self) -> bool {
+        !self.has(Self::IS_DAMAGED)
+    }
+
+    /// Whether extension headers are in front of UDP.
+    #[inline(always)]
+    pub(crate) const fn has_extensions(self) -> bool {
+        self.has(Self::HAS_EXTENSIONS)
+    }
+
+    /// Whether the checksum of UDP isn't there, and would have to be (RFC 8200, 8.1).
+    #[inline(always)]
+    pub(crate) const fn lacks_checksum(self) -> bool {
+        self.has(Self::LACKS_CHECKSUM)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn hop_limit(self) -> u8 {
+        (self.0 >> Self::HOP_LIMIT) as u8
+    }
+
+    /// DSCP and ECN.
+    #[inline(always)]
+    pub(crate) const fn traffic_class(self) -> u8 {
+        (self.0 >> Self::TRAFFIC_CLASS) as u8
+    }
+
+    /// Source and destination.
+    #[inline(always)]
+    pub(crate) fn addresses(self, frame: Frame<'_>) -> Result<[Address; 2], Verdict> {
+        if self.is_v6() {
+            let ip = frame.get::<Ipv6Header>(self.ip_at());
+            let ip = ip.ok_or(Verdict::Truncated)?;
+            return Ok([bytemuck::cast(ip.source), bytemuck::cast(ip.destination)]);
+        }
+        let ip = frame.get::<Ipv4Header>(self.ip_at());
+        let ip = ip.ok_or(Verdict::Truncated)?;
+        Ok([widen(ip.source), widen(ip.destination)])
+    }
+
+    /// The flow label of IPv6; of IPv4, identification and fragment field, as in memory.
+    #[inline(always)]
+    pub(crate) fn label(self, frame: Frame<'_>) -> Result<u32, Verdict> {
+        let words = frame.get::<[[u8; 4]; 2]>(self.ip_at());
+        let [first, second] = *words.ok_or(Verdict::Truncated)?;
+        Ok(if self.is_v6() {
+            u32::from_be_bytes(first) & IPV6_FLOW_LABEL
+        } else {
+            u32::from_ne_bytes(second)
+        })
+    }
+
+    #[inline(always)]
+    pub(crate) fn link(self, frame: Frame<'_>) -> Result<Link, Verdict> {
+        let macs = frame.get::<[[u8; 4]; 3]>(0).ok_or(Verdict::Truncated)?;
+        let tags = frame
+            .get::<[[u8; TAG_LEN]; MAX_TAGS]>(TAGS_AT[0])
+            .ok_or(Verdict::Truncated)?;
+        Ok(Link {
+            macs: macs.map(u32::from_ne_bytes),
+            tags: tags.map(u32::from_ne_bytes),
+            tag_count: self.tag_count(),
+        })
+    }
+
+    #[inline(always)]
+    fn locate(frame: Frame<'_>) -> Result<Self, Verdict> {
+        let ethernet = frame.get::<EthernetHeader>(0).ok_or(Verdict::Truncated)?;
+        let (ethertype, tag_count) = match ethernet.ethertype.get() {
+            ETHERTYPE_VLAN | ETHERTYPE_PROVIDER_VLAN => {
+                let behind = result_of(push_tags(frame.context()))?;
+                (behind as u16, behind >> 16)
+            }
+            ethertype => (ethertype, 0),
+        };
+        let ip_at = link_len(tag_count as u32);
+        let Self(found) = match ethertype {
+            ETHERTYPE_IPV4 => Self::locate_v4(frame, ip_at),
+            ETHERTYPE_IPV6 => Self::locate_v6(frame, ip_at),
+            _ => Err(Verdict::NotIp),
+        }?;
+        Ok(Self(found | tag_count << Self::TAG_COUNT))
+    }
+
+    #[inline(always)]
+    fn locate_v4(frame: Frame<'_>, ip_at: usize) -> Result<Self, Verdict> {
         let ip = frame.get::<Ipv4Header>(ip_at).ok_or(Verdict::Truncated)?;
         if ip.version_ihl != IPV4_WITHOUT_OPTIONS {
             return Err(Verdict::UnusualIpHeader);
@@ -134,65 +237,118 @@ impl Datagram {
         for word in words {
             sum = sum.add_u32(u32::from_ne_bytes(*word));
         }
-        self.is_v6 = false;
-        self.udp_at = ip_at.wrapping_add(IPV4_LEN);
-        self.udp_len = usize::from(ip.total_length.get()).saturating_sub(IPV4_LEN);
-        self.hop_limit = ip.ttl;
-        self.traffic_class = ip.tos;
-        self.label = u32::from_ne_bytes(words[1]);
-        self.source = widen(ip.source);
-        self.destination = widen(ip.destination);
-        self.header_checksum = sum.finish();
-        Ok(())
+        let udp_at = ip_at.wrapping_add(IPV4_LEN);
+        frame.get::<UdpHeader>(udp_at).ok_or(Verdict::Truncated)?;
+        let nic = nic_config();
+        let is_elsewhere = if nic.takes & NicConfig::IPV4 == 0 {
+            1
+        } else {
+            differs(u32::from_ne_bytes(ip.destination) ^ u32::from_ne_bytes(nic.ipv4))
+        };
+        let is_damaged = differs(sum.finish().into());
+        Ok(Self::new(
+            udp_at,
+            usize::from(ip.total_length.get()).saturating_sub(IPV4_LEN),
+            (ip.ttl, ip.tos),
+            is_elsewhere << Self::IS_ELSEWHERE | is_damaged << Self::IS_DAMAGED,
+        ))
     }
 
     #[inline(always)]
-    fn parse_v6(&mut self, frame: Frame<'_>, ip_at: usize) -> Result<(), Verdict> {
+    fn locate_v6(frame: Frame<'_>, ip_at: usize) -> Result<Self, Verdict> {
         let ip = frame.get::<Ipv6Header>(ip_at).ok_or(Verdict::Truncated)?;
         let first = u32::from_be_bytes(ip.version_class_flow);
         if first >> 28 != 6 {
             return Err(Verdict::UnusualIpHeader);
         }
-        self.is_v6 = true;
-        self.udp_at = ip_at.wrapping_add(IPV6_LEN);
-        self.udp_len = usize::from(ip.payload_length.get());
-        self.hop_limit = ip.hop_limit;
-        self.traffic_class = (first >> 20) as u8;
-        self.label = first & IPV6_FLOW_LABEL;
-        self.source = bytemuck::cast(ip.source);
-        self.destination = bytemuck::cast(ip.destination);
-        self.header_checksum = 0;
-        if ip.next_header != PROTOCOL_UDP {
-            let len = extension_headers_len(frame, self.udp_at, self.udp_len, ip.next_header)?;
-            self.udp_at = self.udp_at.wrapping_add(len);
-            self.udp_len = self.udp_len.wrapping_sub(len);
-        }
-        Ok(())
-    }
-
-    /// Whether the datagram is for an address at which the NIC takes triggers.
-    #[inline(always)]
-    pub(crate) fn is_to_triggers_of(&self, nic: &NicConfig) -> bool {
-        if self.is_v6 {
-            nic.takes & NicConfig::IPV6 != 0
-                && self.destination == bytemuck::cast::<_, Address>(nic.ipv6)
+        let udp_at = ip_at.wrapping_add(IPV6_LEN);
+        let udp_len = ip.payload_length.get();
+        let extensions_len = if ip.next_header == PROTOCOL_UDP {
+            0
         } else {
-            nic.takes & NicConfig::IPV4 != 0 && self.destination == widen(nic.ipv4)
-        }
+            let limit = u64::from(udp_len);
+            let next = u32::from(ip.next_header);
+            result_of(push_extensions(frame.context(), udp_at as u64, limit, next))? as usize
+        };
+        let udp_at = udp_at.wrapping_add(extensions_len);
+        let udp = frame.get::<UdpHeader>(udp_at).ok_or(Verdict::Truncated)?;
+        let nic = nic_config();
+        let is_elsewhere = if nic.takes & NicConfig::IPV6 == 0 {
+            1
+        } else {
+            let to: [u32; 4] = bytemuck::cast(ip.destination);
+            let ours: [u32; 4] = bytemuck::cast(nic.ipv6);
+            differs(to[0] ^ ours[0] | to[1] ^ ours[1] | to[2] ^ ours[2] | to[3] ^ ours[3])
+        };
+        let has_checksum = differs(word(udp.checksum).into());
+        Ok(Self::new(
+            udp_at,
+            usize::from(udp_len).wrapping_sub(extensions_len),
+            (ip.hop_limit, (first >> 20) as u8),
+            is_elsewhere << Self::IS_ELSEWHERE
+                | differs(extensions_len as u32) << Self::HAS_EXTENSIONS
+                | (has_checksum ^ 1) << Self::LACKS_CHECKSUM
+                | 1 << Self::IS_V6,
+        ))
     }
 
-    /// Whether the checksum of the IP header is right, if it has one.
     #[inline(always)]
-    pub(crate) const fn has_intact_header(&self) -> bool {
-        self.header_checksum == 0
+    fn new(
+        udp_at: usize,
+        udp_len: usize,
+        (hop_limit, traffic_class): (u8, u8),
+        flags: u64,
+    ) -> Self {
+        Self(
+            udp_len as u64
+                | (udp_at as u64) << Self::UDP_AT
+                | u64::from(hop_limit) << Self::HOP_LIMIT
+                | u64::from(traffic_class) << Self::TRAFFIC_CLASS
+                | flags,
+        )
+    }
+}
+
+global! {
+    /// [`Datagram::find`].
+    fn push_find(context: *mut xdp_md) -> u64 {
+        // SAFETY: the context is the kernel's own.
+        let frame = unsafe { Frame::new(context) };
+        word_of(Datagram::locate(frame).map(Datagram::to_word))
+    }
+
+    /// The EtherType behind VLAN tags, and, from bit 16 on, how many those are.
+    fn push_tags(context: *mut xdp_md) -> u64 {
+        // SAFETY: as above.
+        let frame = unsafe { Frame::new(context) };
+        let behind = |tag_at| {
+            frame
+                .get::<U16>(usize::wrapping_add(tag_at, TAG_LEN))
+                .map(|ethertype| ethertype.get())
+                .ok_or(Verdict::Truncated)
+        };
+        word_of(behind(TAGS_AT[0]).and_then(|ethertype| match ethertype {
+            ETHERTYPE_VLAN | ETHERTYPE_PROVIDER_VLAN => {
+                behind(TAGS_AT[1]).map(|ethertype| u64::from(ethertype) | 2 << 16)
+            }
+            ethertype => Ok(u64::from(ethertype) | 1 << 16),
+        }))
+    }
+
+    /// [`extension_headers_len`].
+    fn push_extensions(context: *mut xdp_md, at: u64, limit: u64, first: u32) -> u64 {
+        // SAFETY: as above.
+        let frame = unsafe { Frame::new(context) };
+        let len = extension_headers_len(frame, at as usize, limit as usize, first);
+        word_of(len.map(|len| len as u64))
     }
 }
 
 impl Link {
     /// Bytes up to the IP header.
     #[inline(always)]
-    pub(crate) fn len(&self) -> usize {
-        ETHERNET_LEN.wrapping_add(self.tag_count.wrapping_mul(TAG_LEN))
+    pub(crate) const fn len(&self) -> usize {
+        link_len(self.tag_count)
     }
 
     /// Destination and source exchanged.
@@ -203,13 +359,24 @@ impl Link {
     }
 }
 
+#[inline(always)]
+const fn link_len(tag_count: u32) -> usize {
+    ETHERNET_LEN.wrapping_add((tag_count as usize).wrapping_mul(TAG_LEN))
+}
+
+/// 1 if it isn't 0: without a branch, after which the verifier would go on twice.
+#[inline(always)]
+const fn differs(word: u32) -> u64 {
+    (word as u64).wrapping_add(0xFFFF_FFFF) >> 32
+}
+
 /// The way through IPv6 extension headers.
 struct Extensions<'a> {
     frame: Frame<'a>,
     /// Offset into the frame of the first one.
+    start: usize,
+    /// Of the next one.
     at: usize,
-    /// Bytes walked.
-    len: usize,
     /// Bytes there are, as the IPv6 header claims.
     limit: usize,
     /// What comes next.
@@ -222,16 +389,16 @@ struct Extensions<'a> {
 #[inline(always)]
 fn extension_headers_len(
     frame: Frame<'_>,
-    at: usize,
+    start: usize,
     limit: usize,
-    first: u8,
+    first: u32,
 ) -> Result<usize, Verdict> {
     let mut extensions = Extensions {
         frame,
-        at,
-        len: 0,
+        start,
+        at: start,
         limit,
-        next: u32::from(first),
+        next: first,
         verdict: None,
     };
     // SAFETY: the kernel calls `skip_one` with the number of a round, and `extensions`, on this stack.
@@ -242,7 +409,7 @@ fn extension_headers_len(
     }
     match extensions.verdict {
         Some(verdict) => Err(verdict),
-        None => Ok(extensions.len & 0x1FF),
+        None => Ok(extensions.at.wrapping_sub(start) & 0x1FF),
     }
 }
 
@@ -271,18 +438,19 @@ impl Extensions<'_> {
         }
         let header = self
             .frame
-            .get::<ExtensionHeader>(self.at.wrapping_add(self.len))
+            .get::<ExtensionHeader>(self.at)
             .ok_or(Verdict::Truncated)?;
-        let len = self
-            .len
+        let next_at = self
+            .at
             .wrapping_add(8)
             .wrapping_add(usize::from(header.length).wrapping_mul(8));
+        let len = next_at.wrapping_sub(self.start);
         // Who has segments left isn't at its destination.
         let goes_on = self.next as u8 == ROUTING && header.segments_left != 0;
         if goes_on || len > self.limit || len > MAX_EXTENSION_LEN {
             return Err(Verdict::UnusualIpHeader);
         }
-        self.len = len;
+        self.at = next_at;
         self.next = u32::from(header.next_header);
         Ok(())
     }

@@ -20,6 +20,9 @@
 #![expect(unsafe_code, reason = "helpers, maps and frames are raw memory")]
 #![warn(clippy::arithmetic_side_effects)]
 
+#[macro_use]
+mod global;
+
 mod ack;
 mod datagram;
 mod maps;
@@ -31,14 +34,15 @@ mod steps;
 mod tell;
 mod watched;
 
-use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_redirect};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use datagram::{Address, NO_CHECKSUM, UDP_LEN};
-use maps::{
-    EGRESSES, NEXT_HOPS, Notes, POLICIES, SESSIONS, STAGED, count, named, nic_config, notes,
-};
+use core::hint::black_box;
+use datagram::{Address, Datagram, UDP_LEN};
+use global::verdict_of;
+use maps::{EGRESSES, NEXT_HOPS, POLICIES, count, nic_config, notes};
+use outbound::{Outbound, Tunnel, ip_len, write_noted};
 use packet::Frame;
 use push_common::maps::{
     AckKey, EventKind, Hop, NextHopRecord, NicConfig, PolicyRecord, SessionControl, tick_of,
@@ -48,7 +52,7 @@ use push_common::verdict::{Action, Verdict};
 use push_common::wire::{
     MAGIC, MAX_PAYLOAD_LEN, SessionId, TRIGGER_HEADER_LEN, TriggerHeader, UdpHeader, VERSION,
 };
-use shared::{Image, Session, load};
+use shared::{Session, load};
 use steps::{
     accept_once, has_valid_tag, is_allowed, link_to, previous_key, stay_within_rate, wake_once,
 };
@@ -65,13 +69,16 @@ const LAST_HOP: u8 = 1;
     reason = "aya's entry point passes it so"
 )]
 fn push(context: XdpContext) -> u32 {
-    let frame = Frame::new(&context);
+    // SAFETY: the context is the kernel's own.
+    let frame = unsafe { Frame::new(context.ctx) };
     let length = frame.len();
-    let (Ok(verdict) | Err(verdict)) = path(&context, frame, length);
+    let mut named = 0;
+    // SAFETY: that is what it returns.
+    let verdict = unsafe { verdict_of(push_path(context.ctx, length as u64, &raw mut named)) };
     count(verdict, length);
     let watched = watched();
-    if watched != 0 && watched == named() {
-        hand_out(&context, verdict, watched);
+    if watched != 0 && watched == named {
+        hand_out(frame, verdict, watched);
     }
     #[cfg(feature = "log")]
     if let Action::Drop = verdict.action() {
@@ -85,37 +92,42 @@ fn push(context: XdpContext) -> u32 {
     }
 }
 
-/// The way of a packet: parse, ours?, trigger, session, tag, policy, next hop, replay, rate, send.
+global! {
+    /// [`path`]; returns the verdict.
+    fn push_path(context: *mut xdp_md, length: u64, named: *mut u64) -> u64 {
+        if named.is_null() {
+            return Verdict::MissingConfiguration as u64;
+        }
+        // SAFETY: the context is the kernel's own; the caller has given room for the number.
+        let (frame, named) = unsafe { (Frame::new(context), &mut *named) };
+        let (Ok(verdict) | Err(verdict)) = path(frame, length as usize, named);
+        verdict as u64
+    }
+}
+
+/// The way of a packet: parse, ours?, trigger, session, tag, policy, next hop, replay, rate, send. The value
+/// of the session identifier that it names is `named`, once it gets as far.
 ///
 /// Until it's sure that a packet is meant as a trigger, every doubt means that the kernel gets it,
 /// untouched. From then on, every doubt means that it's dropped. An acknowledgement, which comes from
 /// the other side, goes the same way as far as the tag.
 #[inline(always)]
-fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict, Verdict> {
+fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Verdict> {
     // Parse: Ethernet, VLAN tags, IP, UDP.
-    let notes = notes().ok_or(Verdict::MissingConfiguration)?;
-    // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
-    let Notes {
-        datagram,
-        outbound,
-        pending,
-        named,
-    } = unsafe { &mut *notes };
-    *named = 0;
-    datagram.parse(frame)?;
-    let datagram = &*datagram;
+    let datagram = Datagram::find(frame)?;
     let udp = frame
-        .get::<UdpHeader>(datagram.udp_at)
+        .get::<UdpHeader>(datagram.udp_at())
         .ok_or(Verdict::Truncated)?;
 
     // Ours? What isn't leaves here, or as soon as it turns out, and nothing of it was changed.
     let nic = nic_config();
-    let is_trigger =
-        datagram.is_to_triggers_of(&nic) && datagram.destination_port == nic.trigger_port;
+    let is_trigger = nic.takes & NicConfig::TRIGGERS != 0
+        && datagram.is_for_triggers()
+        && udp.destination.to_bytes() == nic.trigger_port;
     if !is_trigger && nic.takes & NicConfig::ACKS == 0 {
         return Err(Verdict::NotTrigger);
     }
-    let or_not_ours = |verdict| {
+    let or_not_ours = move |verdict| {
         if is_trigger {
             verdict
         } else {
@@ -124,24 +136,24 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
     };
 
     // Trigger: every length has to agree with every other one.
-    if datagram.udp_len > length.wrapping_sub(datagram.udp_at) {
+    if datagram.udp_len() > length.wrapping_sub(datagram.udp_at()) {
         return Err(or_not_ours(Verdict::IpLength));
     }
     if !datagram.has_intact_header() {
         return Err(or_not_ours(Verdict::IpChecksum));
     }
     let udp_len = usize::from(udp.length.get());
-    if udp_len < UDP_LEN || udp_len != datagram.udp_len {
+    if udp_len < UDP_LEN || udp_len != datagram.udp_len() {
         return Err(or_not_ours(Verdict::UdpLength));
     }
-    if datagram.is_v6 && udp.checksum == NO_CHECKSUM {
+    if datagram.lacks_checksum() {
         return Err(or_not_ours(Verdict::NoUdpChecksum));
     }
     let trigger_len = udp_len.wrapping_sub(UDP_LEN);
     if trigger_len < TRIGGER_HEADER_LEN {
         return Err(or_not_ours(Verdict::TriggerTruncated));
     }
-    let trigger_at = datagram.udp_at.wrapping_add(UDP_LEN);
+    let trigger_at = datagram.udp_at().wrapping_add(UDP_LEN);
     let trigger = frame
         .get::<TriggerHeader>(trigger_at)
         .ok_or(or_not_ours(Verdict::NotLinear))?;
@@ -170,40 +182,24 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
     // Session: what belongs together of it was together at one moment.
     *named = trigger.session_id.get();
     let id = SessionId::from_u64(*named);
-    let unknown = || {
-        if is_trigger {
-            tell(EventKind::UnknownSession, id, datagram);
-        }
-        or_not_ours(Verdict::UnknownSession)
-    };
-    let record = SESSIONS.get_ptr_mut(id.slot()).ok_or_else(unknown)?;
-    let staged = STAGED.get_ptr_mut(0).ok_or(Verdict::MissingConfiguration)?;
-    // SAFETY: the maps have just given them out.
-    let (session, staged) = unsafe { (Session::new(record), Session::new(staged)) };
-    if id.generation() == 0 || session.generation() != id.generation() {
-        return Err(unknown());
-    }
-    let Image {
-        control,
-        key,
-        device,
-        teid,
-    } = session
-        .image(staged)
-        .ok_or(or_not_ours(Verdict::SessionChanging))?;
-    // Its owner may have gone meanwhile: then this is half his, or of another one.
-    if session.generation() != id.generation() {
-        return Err(unknown());
-    }
+    let (session, image) = Session::live(id)
+        .inspect_err(move |verdict| {
+            if is_trigger && matches!(verdict, Verdict::UnknownSession) {
+                tell(EventKind::UnknownSession, id, frame, datagram);
+            }
+        })
+        .map_err(or_not_ours)?;
+    let control = image.control;
     let next_hop = NEXT_HOPS
         .get(u32::from(control.next_hop))
         .ok_or(or_not_ours(Verdict::MissingConfiguration))?;
     let device_is_v6 = control.has(SessionControl::IPV6);
     let gateway: Address = bytemuck::cast(next_hop.source);
     if !is_trigger {
-        let is_answer = datagram.is_v6 == device_is_v6
-            && datagram.destination == gateway
-            && datagram.destination_port == next_hop.source_port;
+        let [_, destination] = datagram.addresses(frame)?;
+        let is_answer = datagram.is_v6() == device_is_v6
+            && destination == gateway
+            && udp.destination.to_bytes() == next_hop.source_port;
         if !is_answer {
             return Err(Verdict::NotTrigger);
         }
@@ -214,7 +210,7 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
         return Err(Verdict::Expired);
     }
     let key = if trigger.token_generation == control.token_generation {
-        key
+        image.key
     } else {
         previous_key(id, control, trigger.token_generation)
             .ok_or(Verdict::UnknownTokenGeneration)?
@@ -225,8 +221,8 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
     }
 
     // Tag: nothing of the session is written, and nothing sent, without a valid one.
-    if !has_valid_tag(frame, trigger_at, payload_len, &key) {
-        tell(EventKind::Forged, id, datagram);
+    if !has_valid_tag(frame, trigger_at, payload_len, key) {
+        tell(EventKind::Forged, id, frame, datagram);
         return Err(Verdict::BadTag);
     }
     let policy = POLICIES
@@ -240,93 +236,86 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
 
     if !is_trigger {
         // Acknowledgement: counted once, and on to the server if that wants to know.
-        ack::settle(&key, session, pending)?;
+        ack::settle(key)?;
         if !policy.has(PolicyRecord::RETURN_ACKS) {
             return Ok(Verdict::AckCounted);
         }
-        let interface = ack::turn_around(pending, outbound, datagram.traffic_class);
-        // SAFETY: none of the references above is used from here on.
-        unsafe { outbound.write(frame, datagram) }?;
-        // SAFETY: has no requirements.
-        unsafe { bpf_redirect(interface, 0) };
+        let interface = ack::turn_around(datagram)?;
+        // SAFETY: none of the references to the frame is used from here on; to redirect has no requirements.
+        unsafe {
+            write_noted(notes()?, frame, datagram)?;
+            bpf_redirect(interface, 0);
+        }
         return Ok(Verdict::AckReturned);
     }
 
     // Policy: what the application may do.
-    if datagram.hop_limit <= LAST_HOP {
+    if datagram.hop_limit() <= LAST_HOP {
         return Err(Verdict::HopLimit);
     }
     if payload_len > usize::from(policy.max_payload) {
         session.refused();
         return Err(Verdict::PayloadRefused);
     }
-    if policy.has(PolicyRecord::SOURCES) && !is_allowed(control.policy, datagram) {
+    if policy.has(PolicyRecord::SOURCES) && !is_allowed(control.policy, frame, datagram) {
         session.refused();
         return Err(Verdict::SourceRefused);
     }
 
     // Next hop: the controller has found it out before.
+    let keeps_source = control.has(SessionControl::KEEP_SOURCE) && datagram.is_v6() == device_is_v6;
+    let (source, source_port) = if keeps_source {
+        (datagram.addresses(frame)?[0], udp.source.to_bytes())
+    } else {
+        (gateway, next_hop.source_port)
+    };
     // SAFETY: the field is aligned to a word, and valid as long as the program runs.
     let word: u64 = unsafe { load((&raw const next_hop.hop).cast()) };
     let hop: Hop = bytemuck::must_cast(word);
-    let is_resolved = hop.state == Hop::RESOLVED;
-    // The kernel finds its own way, which is not that of a realm or into a tunnel.
-    let may_help = !next_hop.has(NextHopRecord::REALM) && !next_hop.has(NextHopRecord::GTPU);
+    // Looked at below. Without the box the compiler and the verifier would remember what comes out here, and the
+    // verifier would go through all in between once for each.
+    let differs = black_box(hop.state ^ Hop::RESOLVED);
     match hop.state {
         Hop::RESOLVED => {}
         Hop::UNRESOLVED => {
-            tell(EventKind::NextHopUnresolved, id, datagram);
-            if !may_help {
+            tell(EventKind::NextHopUnresolved, id, frame, datagram);
+            if !next_hop.is_by_main_routes() {
                 return Err(Verdict::NextHopMissing);
             }
         }
-        Hop::NO_ROUTE if may_help => {}
-        Hop::NO_ROUTE => return Err(Verdict::NoRoute),
+        Hop::NO_ROUTE => {
+            // A link that is up again, and a route through it, are there before the controller knows.
+            let addresses = (source, image.device);
+            let ports = [source_port, control.device_port];
+            if !next_hop.is_by_main_routes()
+                || !route::is_there(frame, device_is_v6, addresses, ports)?
+            {
+                return Err(Verdict::NoRoute);
+            }
+        }
         _ => return Err(Verdict::MissingConfiguration),
     }
     let egress = EGRESSES
         .get(u32::from(hop.egress))
         .ok_or(Verdict::MissingConfiguration)?;
-    let keeps_source = control.has(SessionControl::KEEP_SOURCE) && datagram.is_v6 == device_is_v6;
-    // Field by field, as what is on the stack has to be aligned, and a copy wouldn't be.
-    outbound.link = if is_resolved {
-        link_to(hop, egress)
-    } else {
-        datagram.link
-    };
-    outbound.has_tunnel = next_hop.has(NextHopRecord::GTPU);
-    outbound.tunnel.is_v6 = next_hop.has(NextHopRecord::OUTER_IPV6);
-    outbound.tunnel.source = bytemuck::cast(next_hop.outer_source);
-    outbound.tunnel.destination = bytemuck::cast(next_hop.outer_destination);
-    outbound.tunnel.teid = teid;
-    outbound.is_v6 = device_is_v6;
-    (outbound.source, outbound.source_port) = if keeps_source {
-        (datagram.source, datagram.source_port)
-    } else {
-        (gateway, next_hop.source_port)
-    };
-    (outbound.destination, outbound.destination_port) = (device, control.device_port);
-    // The kernel takes a hop off itself.
-    outbound.hop_limit = datagram.hop_limit.wrapping_sub(u8::from(is_resolved));
-    outbound.traffic_class = if policy.dscp == PolicyRecord::KEEP_DSCP {
-        datagram.traffic_class
-    } else {
-        policy.dscp << 2 | datagram.traffic_class & 3
-    };
-    // A link that is up again, and a route through it, are there before the controller knows.
-    if hop.state == Hop::NO_ROUTE && !route::is_there(context, outbound) {
-        return Err(Verdict::NoRoute);
-    }
-    if outbound.ip_len(udp_len) > usize::from(next_hop.mtu) {
+    if ip_len(device_is_v6, next_hop, udp_len) > usize::from(next_hop.mtu) {
         return Err(Verdict::TooBig);
     }
 
     // Replay: the one who swaps the word is the one who lets the trigger through.
-    accept_once(session, sequence, id, datagram)?;
+    accept_once(session, sequence).inspect_err(move |verdict| {
+        if let Verdict::Replayed = verdict {
+            tell(EventKind::ReplayStorm, id, frame, datagram);
+        }
+    })?;
 
     // Rate, and whether the device has just been woken.
     if policy.interval_ns != 0 {
-        stay_within_rate(session, policy, now_ns)?;
+        stay_within_rate(session, policy, now_ns).inspect_err(move |verdict| {
+            if let Verdict::RateExceeded = verdict {
+                session.refused();
+            }
+        })?;
     }
     let now_tick = tick_of(now_ns);
     let before_tick = wake_once(session, policy.window_ticks, now_tick, flags.collapse_key())?;
@@ -334,20 +323,44 @@ fn path(context: &XdpContext, frame: Frame<'_>, length: usize) -> Result<Verdict
         && before_tick != 0
         && now_tick.saturating_sub(before_tick) >= nic.idle_ticks
     {
-        tell(EventKind::FirstAfterIdle, id, datagram);
+        tell(EventKind::FirstAfterIdle, id, frame, datagram);
     }
     if flags.asks_for_acknowledgement() {
-        ack::expect(&key, context, datagram, pending);
+        ack::expect(key, frame, datagram);
     }
 
     // Send: the same payload in new headers.
+    let (link, hops) = if differs == 0 {
+        (link_to(hop, egress), 1)
+    } else {
+        // The kernel sees to both.
+        (datagram.link(frame)?, 0)
+    };
     let interface = egress.interface;
-    // SAFETY: none of the references above is used from here on.
+    let outbound = Outbound {
+        link,
+        is_v6: device_is_v6,
+        has_tunnel: next_hop.has(NextHopRecord::GTPU),
+        source,
+        destination: image.device,
+        source_port,
+        destination_port: control.device_port,
+        hop_limit: datagram.hop_limit().wrapping_sub(hops),
+        traffic_class: if policy.dscp == PolicyRecord::KEEP_DSCP {
+            datagram.traffic_class()
+        } else {
+            policy.dscp << 2 | datagram.traffic_class() & 3
+        },
+    };
+    if outbound.has_tunnel {
+        Tunnel::note(next_hop, image.teid)?;
+    }
+    // SAFETY: none of the references to the frame is used from here on.
     unsafe { outbound.write(frame, datagram) }?;
     session.delivered(length as u64);
-    if !is_resolved {
+    if differs != 0 {
         Ok(Verdict::NextHopUnresolved)
-    } else if interface as usize == context.ingress_ifindex() {
+    } else if interface == frame.interface() {
         Ok(Verdict::SentBack)
     } else {
         // SAFETY: has no requirements.

@@ -1,9 +1,9 @@
 //! The maps, and what a CPU keeps of its own in them.
 
 use crate::ack::PendingWords;
-use crate::datagram::Datagram;
-use crate::outbound::Outbound;
-use crate::shared::load;
+use crate::datagram::Address;
+use crate::outbound::{Ip, Outbound, Tunnel};
+use crate::shared::{Image, load};
 use aya_ebpf::bindings;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray};
 use aya_ebpf::macros::btf_map;
@@ -58,19 +58,32 @@ pub(crate) static ALLOWED_SOURCES: LpmTrie<SourcePrefix, u8, { MAX_SOURCE_PREFIX
 #[btf_map(name = "push_counters")]
 static COUNTERS: PerCpuArray<Counters, { MAX_NICS as usize }> = PerCpuArray::new();
 
-/// What a CPU notes about the packet it is at. What is read and what is written meet here only: there is
-/// no case for a pair of framings.
-///
-/// It is kept in a map, as the stack has 512 bytes only. That [`Datagram::parse`] and [`Outbound::write`]
-/// are functions of their own for the verifier, and that it doesn't remember what is in maps, keeps
-/// it from going through the rest of the program once for each framing.
+/// What a CPU notes about a packet that takes one of the longer ways. It is kept in a map, as the stack has
+/// 512 bytes only, and as the verifier doesn't remember what is in maps.
 #[repr(C)]
 pub(crate) struct Notes {
-    pub(crate) datagram: Datagram,
+    /// Of a session that was being changed.
+    pub(crate) image: Image,
     pub(crate) outbound: Outbound,
+    pub(crate) tunnel: Tunnel,
+    /// The IP header that is to be written next.
+    pub(crate) ip: Ip,
+    /// Where a datagram comes from and goes to, of which the kernel is asked.
+    pub(crate) addresses: [Address; 2],
     pub(crate) pending: PendingWords,
-    /// Value of the session identifier that the packet names; 0 if it doesn't get as far.
-    pub(crate) named: u64,
+}
+
+impl Notes {
+    /// What the outbound datagram goes through.
+    ///
+    /// # Safety
+    ///
+    /// `notes` must come from [`notes()`], and nobody change either of them meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn tunnel<'a>(notes: *const Self) -> Option<&'a Tunnel> {
+        // SAFETY: the caller's promise.
+        unsafe { (*notes).outbound.has_tunnel.then_some(&(*notes).tunnel) }
+    }
 }
 
 /// One for each CPU.
@@ -113,17 +126,8 @@ pub(crate) fn count(verdict: Verdict, length: usize) {
 
 /// What this CPU notes.
 #[inline(always)]
-pub(crate) fn notes() -> Option<*mut Notes> {
-    NOTES.get_ptr_mut(0)
-}
-
-/// What the packet that has just been on its way names.
-#[inline(always)]
-pub(crate) fn named() -> u64 {
-    // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
-    NOTES
-        .get_ptr(0)
-        .map_or(0, |notes| unsafe { (*notes).named })
+pub(crate) fn notes() -> Result<*mut Notes, Verdict> {
+    NOTES.get_ptr_mut(0).ok_or(Verdict::MissingConfiguration)
 }
 
 /// This NIC's, on this CPU.

@@ -1,11 +1,15 @@
 //! UDP datagrams on their way out: put into any framing.
 
 use crate::datagram::{
-    Address, Datagram, IPV4_LEN, IPV4_WITHOUT_OPTIONS, IPV6_LEN, Link, MAX_TAGS, NO_CHECKSUM,
-    TAG_LEN, TAGS_AT, UDP_LEN, narrow, word,
+    Address, Datagram, IPV4_LEN, IPV4_WITHOUT_OPTIONS, IPV6_LEN, Link, NO_CHECKSUM, TAGS_AT,
+    UDP_LEN, narrow, word,
 };
+use crate::global::{result_of, word_of};
+use crate::maps::{Notes, notes};
 use crate::packet::{self, Frame};
+use aya_ebpf::bindings::xdp_md;
 use push_common::checksum::Delta;
+use push_common::maps::NextHopRecord;
 use push_common::verdict::Verdict;
 use push_common::wire::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, GTPU_PORT, GtpuHeader, Ipv4Header, Ipv6Header, PROTOCOL_UDP,
@@ -16,6 +20,7 @@ use zerocopy::byteorder::network_endian::U16;
 const GTPU_LEN: usize = size_of::<GtpuHeader>();
 const IPV4_DONT_FRAGMENT: u16 = 0x4000;
 const IPV6_VERSION: u32 = 6 << 28;
+const IPV6_TRAFFIC_CLASS: u32 = 0xFF << 20;
 
 /// Of datagrams that begin here: tunnels, and acknowledgements on their way to a server.
 pub(crate) const OWN_HOP_LIMIT: u8 = 64;
@@ -25,116 +30,123 @@ const GTPU_FLAGS: u8 = 0x30;
 /// A user's packet.
 const GTPU_G_PDU: u8 = 255;
 
-/// A datagram as it goes out, around the payload of one that came in.
+/// A datagram as it goes out, around the payload of one that came in. No byte of it is left undefined, so that
+/// it is copied in whole words.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Outbound {
-    pub(crate) link: Link,
-    /// Whether it goes through `tunnel`.
-    pub(crate) has_tunnel: bool,
-    pub(crate) tunnel: Tunnel,
-    pub(crate) is_v6: bool,
     pub(crate) source: Address,
     pub(crate) destination: Address,
+    pub(crate) link: Link,
     pub(crate) source_port: [u8; 2],
     pub(crate) destination_port: [u8; 2],
     pub(crate) hop_limit: u8,
     pub(crate) traffic_class: u8,
+    pub(crate) is_v6: bool,
+    /// Whether it goes through the [`Tunnel`] in the notes.
+    pub(crate) has_tunnel: bool,
 }
 
 /// The outside of a GTP-U tunnel.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Tunnel {
-    pub(crate) is_v6: bool,
-    pub(crate) source: Address,
-    pub(crate) destination: Address,
-    pub(crate) teid: u32,
+    source: Address,
+    destination: Address,
+    teid: u32,
+    /// 1 if so.
+    is_v6: u32,
 }
 
+const _: () = {
+    assert!(size_of::<Outbound>() == 64);
+    assert!(size_of::<Tunnel>() == 40);
+};
+
 impl Outbound {
-    /// Length of the IP datagram that is to be sent, all headers but the link's included.
-    #[inline(always)]
-    pub(crate) fn ip_len(&self, udp_len: usize) -> usize {
-        self.tunnel_len()
-            .wrapping_add(ip_header_len(self.is_v6))
-            .wrapping_add(udp_len)
-    }
-
-    #[inline(always)]
-    fn tunnel_len(&self) -> usize {
-        if !self.has_tunnel {
-            return 0;
-        }
-        ip_header_len(self.tunnel.is_v6).wrapping_add(UDP_LEN + GTPU_LEN)
-    }
-
-    /// Makes it of the frame that `from` was parsed from: writes the UDP header, moves the beginning of
-    /// the frame so that the new headers end where the UDP header begins, and writes them.
+    /// Makes it of the frame that `from` was found in.
     ///
     /// # Safety
     ///
     /// No reference to the frame may be used any more.
-    #[inline(never)]
-    pub(crate) unsafe fn write(&self, frame: Frame<'_>, from: &Datagram) -> Result<(), Verdict> {
-        // SAFETY: the caller's promise; each reference below ends before the next one begins.
+    #[inline(always)]
+    pub(crate) unsafe fn write(self, frame: Frame<'_>, from: Datagram) -> Result<(), Verdict> {
+        let has_same_framing = !self.has_tunnel
+            && self.is_v6 == from.is_v6()
+            && self.link.tag_count == from.tag_count()
+            && !from.has_extensions();
+        // SAFETY: the caller's promise.
         unsafe {
-            let has_checksum = self.write_udp(frame, from)?;
-            let unsummed = if self.has_tunnel && self.tunnel.is_v6 && !has_checksum {
-                packet::sum(frame, from.udp_at, from.udp_len)
+            if has_same_framing {
+                self.write_over(frame, from)
             } else {
-                Delta::ZERO
-            };
-
-            let link_len = self.link.len();
-            let udp_at = link_len
-                .wrapping_add(self.tunnel_len())
-                .wrapping_add(ip_header_len(self.is_v6));
-            let growth = (udp_at as i32).wrapping_sub(from.udp_at as i32);
-            if growth != 0 {
-                frame.grow(growth).ok_or(Verdict::NoHeadroom)?;
+                self.write_anew(frame, from)
             }
-
-            let inner = Ip {
-                is_v6: self.is_v6,
-                source: self.source,
-                destination: self.destination,
-                traffic_class: self.traffic_class,
-                hop_limit: self.hop_limit,
-                payload_len: from.udp_len,
-                label: if self.is_v6 == from.is_v6 {
-                    from.label
-                } else {
-                    new_label(self.is_v6)
-                },
-            };
-            let inner_at = udp_at.wrapping_sub(ip_header_len(self.is_v6));
-            let inner_sum = inner.write(frame, inner_at)?;
-            if self.has_tunnel {
-                // The checksum of the datagram inside makes it and its pseudo-header come to nothing.
-                let sum = match (has_checksum, self.tunnel.is_v6) {
-                    (true, _) => Some(inner_sum.subtract(inner.pseudo_header())),
-                    (false, true) => Some(inner_sum.combine(unsummed)),
-                    (false, false) => None,
-                };
-                self.write_tunnel(frame, inner.len(), sum)?;
-            }
-            self.write_link(frame, link_len)
         }
     }
 
-    /// Sets ports and checksum of the UDP header; says whether it has a checksum then.
+    /// The common case: every header stays where it is, and only what is different is changed.
     ///
     /// # Safety
     ///
     /// As of [`Outbound::write`].
     #[inline(always)]
-    unsafe fn write_udp(&self, frame: Frame<'_>, from: &Datagram) -> Result<bool, Verdict> {
-        // SAFETY: the caller's promise.
-        let udp = unsafe { frame.get_mut::<UdpHeader>(from.udp_at) }.ok_or(Verdict::Truncated)?;
-        let delta = Delta::ZERO
-            .replace_u64(from.source[0], self.source[0])
-            .replace_u64(from.source[1], self.source[1])
-            .replace_u64(from.destination[0], self.destination[0])
-            .replace_u64(from.destination[1], self.destination[1])
+    unsafe fn write_over(&self, frame: Frame<'_>, from: Datagram) -> Result<(), Verdict> {
+        // SAFETY: the caller's promise; all of them are next to each other.
+        unsafe {
+            let udp_at = from.udp_at();
+            let delta = if self.is_v6 {
+                let ip = frame.get_mut::<Ipv6Header>(udp_at.wrapping_sub(IPV6_LEN));
+                self.write_over_v6(ip.ok_or(Verdict::Truncated)?)
+            } else {
+                let ip = frame.get_mut::<Ipv4Header>(udp_at.wrapping_sub(IPV4_LEN));
+                self.write_over_v4(ip.ok_or(Verdict::Truncated)?)
+            };
+            let udp = frame.get_mut(udp_at).ok_or(Verdict::Truncated)?;
+            self.write_over_udp(udp, delta);
+            self.write_link(frame)
+        }
+    }
+
+    /// Returns what that does to the checksum of UDP, as the other two do.
+    #[inline(always)]
+    fn write_over_v4(&self, ip: &mut Ipv4Header) -> Delta {
+        let (source, destination) = (narrow(self.source), narrow(self.destination));
+        let addresses = Delta::ZERO
+            .replace_u32(u32::from_ne_bytes(ip.source), source)
+            .replace_u32(u32::from_ne_bytes(ip.destination), destination);
+        let delta = addresses
+            .replace_u16(word([0, ip.tos]), word([0, self.traffic_class]))
+            .replace_u16(word([ip.ttl, 0]), word([self.hop_limit, 0]));
+        ip.checksum = delta.apply(word(ip.checksum)).to_ne_bytes();
+        ip.tos = self.traffic_class;
+        ip.ttl = self.hop_limit;
+        ip.source = source.to_ne_bytes();
+        ip.destination = destination.to_ne_bytes();
+        addresses
+    }
+
+    #[inline(always)]
+    fn write_over_v6(&self, ip: &mut Ipv6Header) -> Delta {
+        let (source, destination): (Address, Address) =
+            (bytemuck::cast(ip.source), bytemuck::cast(ip.destination));
+        let first = u32::from_be_bytes(ip.version_class_flow) & !IPV6_TRAFFIC_CLASS;
+        let first = first | u32::from(self.traffic_class) << 20;
+        ip.version_class_flow = first.to_be_bytes();
+        ip.hop_limit = self.hop_limit;
+        ip.source = bytemuck::cast(self.source);
+        ip.destination = bytemuck::cast(self.destination);
+        Delta::ZERO
+            .replace_u64(source[0], self.source[0])
+            .replace_u64(source[1], self.source[1])
+            .replace_u64(destination[0], self.destination[0])
+            .replace_u64(destination[1], self.destination[1])
+    }
+
+    /// Sets ports and checksum, given what new addresses do to it; one that isn't there stays away.
+    #[inline(always)]
+    fn write_over_udp(&self, udp: &mut UdpHeader, addresses: Delta) {
+        let delta = addresses
             .replace_u16(word(udp.source.to_bytes()), word(self.source_port))
             .replace_u16(
                 word(udp.destination.to_bytes()),
@@ -144,45 +156,297 @@ impl Outbound {
         udp.destination = self.destination_port.into();
         if udp.checksum != NO_CHECKSUM {
             udp.checksum = delta.apply_udp(word(udp.checksum)).to_ne_bytes();
-            return Ok(true);
         }
-        if !self.is_v6 {
-            return Ok(false);
-        }
-        // IPv6 demands one (RFC 8200, 8.1).
-        let pseudo_header = pseudo_header(self.source, self.destination, from.udp_len);
-        let sum = packet::sum(frame, from.udp_at, from.udp_len).combine(pseudo_header);
-        // SAFETY: as above.
-        let udp = unsafe { frame.get_mut::<UdpHeader>(from.udp_at) }.ok_or(Verdict::Truncated)?;
-        udp.checksum = sum.finish_udp().to_ne_bytes();
-        Ok(true)
     }
 
-    /// Writes outer IP, UDP and GTP-U headers around an IP datagram of `inner_len` bytes, which come to
-    /// `sum`; without checksum if there is no sum.
+    /// MAC addresses and tags.
     ///
     /// # Safety
     ///
     /// As of [`Outbound::write`].
     #[inline(always)]
-    unsafe fn write_tunnel(
+    unsafe fn write_link(&self, frame: Frame<'_>) -> Result<(), Verdict> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let macs = frame.get_mut::<[[u8; 4]; 3]>(0).ok_or(Verdict::Truncated)?;
+            *macs = self.link.macs.map(u32::to_ne_bytes);
+            if self.link.tag_count > 0 {
+                let tag = frame.get_mut(TAGS_AT[0]).ok_or(Verdict::Truncated)?;
+                *tag = self.link.tags[0].to_ne_bytes();
+            }
+            if self.link.tag_count > 1 {
+                let tag = frame.get_mut(TAGS_AT[1]).ok_or(Verdict::Truncated)?;
+                *tag = self.link.tags[1].to_ne_bytes();
+            }
+        }
+        Ok(())
+    }
+
+    /// Any framing from any other: writes the UDP header, moves the beginning of the frame so that the new
+    /// headers end where the UDP header begins, and writes them.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Outbound::write`].
+    #[inline(always)]
+    unsafe fn write_anew(self, frame: Frame<'_>, from: Datagram) -> Result<(), Verdict> {
+        // SAFETY: the notes are this CPU's alone.
+        unsafe {
+            let notes = notes()?;
+            (*notes).outbound = self;
+            write_noted(notes, frame, from)
+        }
+    }
+}
+
+/// Makes the outbound datagram in the notes of the frame that `from` was found in.
+///
+/// # Safety
+///
+/// As of [`Outbound::write`]; `notes` must come from [`notes()`].
+#[inline(always)]
+pub(crate) unsafe fn write_noted(
+    notes: *mut Notes,
+    frame: Frame<'_>,
+    from: Datagram,
+) -> Result<(), Verdict> {
+    let (context, from) = (frame.context(), from.to_word());
+    let unsummed = result_of(push_write_udp(context, notes, from))?;
+    result_of(push_write_rest(context, notes, from, unsummed)).map(|_| ())
+}
+
+// The notes are handed on, as that is less work than to ask for them.
+global! {
+    /// Writes all headers but that of UDP.
+    fn push_write_rest(context: *mut xdp_md, notes: *mut Notes, from: u64, unsummed: u64) -> u64 {
+        // SAFETY: the context is the kernel's own, and the notes are this CPU's alone; no reference to the frame
+        // is used by who calls this.
+        unsafe {
+            let (frame, from) = (Frame::new(context), Datagram::from_word(from));
+            word_of(here(notes).and_then(|notes| write_rest(notes, frame, from, unsummed)).map(|()| 0))
+        }
+    }
+
+    /// Rewrites the UDP header; returns the sum of all from there on if that is needed, [`NO_SUM`] or
+    /// [`HAS_CHECKSUM`]; and, from bit 32 on, how long all headers in front of it are to be.
+    fn push_write_udp(context: *mut xdp_md, notes: *mut Notes, from: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe {
+            let (frame, from) = (Frame::new(context), Datagram::from_word(from));
+            word_of(here(notes).and_then(|notes| {
+                let (outbound, tunnel) = (&(*notes).outbound, Notes::tunnel(notes));
+                let sum = outbound.write_udp(tunnel, frame, from)?;
+                Ok(sum | outbound.headers_len(tunnel) << 32)
+            }))
+        }
+    }
+
+    /// [`packet::sum`].
+    fn push_sum(context: *mut xdp_md, at: u64, len: u64) -> u64 {
+        // SAFETY: as above.
+        let frame = unsafe { Frame::new(context) };
+        packet::sum(frame, at as usize, len as usize).folded().into()
+    }
+
+    /// Writes the IP header in the notes so that it ends at `end`; returns the sum of its words, and where it
+    /// begins.
+    fn push_write_ip(context: *mut xdp_md, notes: *mut Notes, end: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe {
+            let frame = Frame::new(context);
+            word_of(here(notes).and_then(|notes| (*notes).ip.write(frame, end as usize)))
+        }
+    }
+
+    /// [`Tunnel::write`] in front of an IP datagram that begins at `at`.
+    fn push_write_tunnel(context: *mut xdp_md, notes: *mut Notes, at: u64, inner_len: u64, sum: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe {
+            let frame = Frame::new(context);
+            let sum = (sum & NO_SUM == 0).then(|| Delta::ZERO.add_u16(sum as u16));
+            word_of(here(notes).and_then(|notes| {
+                let tunnel = &(*notes).tunnel;
+                let traffic_class = (*notes).outbound.traffic_class;
+                let (outer, end) = tunnel.write(frame, at as usize, inner_len as usize, sum, traffic_class)?;
+                (*notes).ip = outer;
+                Ok(end)
+            }))
+        }
+    }
+}
+
+/// Notes that were handed on, of which the verifier thinks that they could be null.
+#[inline(always)]
+fn here(notes: *mut Notes) -> Result<*mut Notes, Verdict> {
+    if notes.is_null() {
+        return Err(Verdict::MissingConfiguration);
+    }
+    Ok(notes)
+}
+
+/// In place of a sum: there is none.
+const NO_SUM: u64 = 1 << 16;
+/// In place of a sum: there is a checksum.
+const HAS_CHECKSUM: u64 = 1 << 17;
+
+/// # Safety
+///
+/// As of [`write_noted`].
+#[inline(always)]
+unsafe fn write_rest(
+    notes: *mut Notes,
+    frame: Frame<'_>,
+    from: Datagram,
+    unsummed: u64,
+) -> Result<(), Verdict> {
+    // SAFETY: the caller's promise; nobody changes these two.
+    let (outbound, tunnel) = unsafe { (&(*notes).outbound, Notes::tunnel(notes)) };
+    let label = if outbound.is_v6 == from.is_v6() {
+        from.label(frame)?
+    } else {
+        new_label(outbound.is_v6)
+    };
+    let context = frame.context();
+    let (unsummed, udp_at) = (unsummed & 0xFFFF_FFFF, unsummed >> 32);
+    let growth = (udp_at as i32).wrapping_sub(from.udp_at() as i32);
+    if growth != 0 {
+        // SAFETY: the caller's promise; each reference below ends before the next one begins.
+        unsafe { frame.grow(growth) }.ok_or(Verdict::NoHeadroom)?;
+    }
+    let inner = Ip {
+        source: outbound.source,
+        destination: outbound.destination,
+        payload_len: from.udp_len() as u64,
+        label,
+        is_v6: u8::from(outbound.is_v6),
+        traffic_class: outbound.traffic_class,
+        hop_limit: outbound.hop_limit,
+        reserved: 0,
+    };
+    let pseudo_header = inner.pseudo_header();
+    // SAFETY: the caller's promise.
+    unsafe { (*notes).ip = inner };
+    let written = result_of(push_write_ip(context, notes, udp_at))?;
+    let (at, sum) = (written >> 16, Delta::ZERO.add_u16(written as u16));
+    if tunnel.is_some() {
+        // The checksum of the datagram inside makes it and its pseudo-header come to nothing.
+        let sum = match unsummed {
+            HAS_CHECKSUM => sum.subtract(pseudo_header).folded().into(),
+            NO_SUM => NO_SUM,
+            unsummed => sum.add_u16(unsummed as u16).folded().into(),
+        };
+        let inner_len = udp_at.wrapping_sub(at).wrapping_add(from.udp_len() as u64);
+        let at = result_of(push_write_tunnel(context, notes, at, inner_len, sum))?;
+        result_of(push_write_ip(context, notes, at))?;
+    }
+    let is_v6 = tunnel.map_or(outbound.is_v6, Tunnel::is_v6);
+    let ethertype = if is_v6 {
+        ETHERTYPE_IPV6
+    } else {
+        ETHERTYPE_IPV4
+    };
+    // SAFETY: as above.
+    unsafe {
+        outbound.write_link(frame)?;
+        let ethertype_at = outbound.link.len().wrapping_sub(2);
+        *frame.get_mut(ethertype_at).ok_or(Verdict::Truncated)? = U16::new(ethertype);
+    }
+    Ok(())
+}
+
+impl Outbound {
+    /// Bytes of all headers in front of UDP.
+    #[inline(always)]
+    fn headers_len(&self, tunnel: Option<&Tunnel>) -> u64 {
+        let tunnel_len = tunnel.map_or(0, |tunnel| tunnel_len(tunnel.is_v6()));
+        let len = self.link.len().wrapping_add(tunnel_len);
+        len.wrapping_add(ip_header_len(self.is_v6)) as u64
+    }
+
+    /// # Safety
+    ///
+    /// As of [`Outbound::write`].
+    #[inline(always)]
+    unsafe fn write_udp(
+        &self,
+        tunnel: Option<&Tunnel>,
+        frame: Frame<'_>,
+        from: Datagram,
+    ) -> Result<u64, Verdict> {
+        let [source, destination] = from.addresses(frame)?;
+        let addresses = Delta::ZERO
+            .replace_u64(source[0], self.source[0])
+            .replace_u64(source[1], self.source[1])
+            .replace_u64(destination[0], self.destination[0])
+            .replace_u64(destination[1], self.destination[1]);
+        let (udp_at, udp_len) = (from.udp_at(), from.udp_len());
+        // SAFETY: the caller's promise.
+        let udp = unsafe { frame.get_mut::<UdpHeader>(udp_at) }.ok_or(Verdict::Truncated)?;
+        self.write_over_udp(udp, addresses);
+        if udp.checksum != NO_CHECKSUM {
+            return Ok(HAS_CHECKSUM);
+        }
+        // IPv6 demands one (RFC 8200, 8.1).
+        if !self.is_v6 && !tunnel.is_some_and(Tunnel::is_v6) {
+            return Ok(NO_SUM);
+        }
+        let sum = push_sum(frame.context(), udp_at as u64, udp_len as u64);
+        let sum = Delta::ZERO.add_u16(sum as u16);
+        if !self.is_v6 {
+            return Ok(sum.folded().into());
+        }
+        let sum = sum.combine(pseudo_header(self.source, self.destination, udp_len));
+        // SAFETY: as above.
+        let udp = unsafe { frame.get_mut::<UdpHeader>(udp_at) }.ok_or(Verdict::Truncated)?;
+        udp.checksum = sum.finish_udp().to_ne_bytes();
+        Ok(HAS_CHECKSUM)
+    }
+}
+
+impl Tunnel {
+    /// Notes that it leads to a device, whose end of it has this identifier.
+    #[inline(always)]
+    pub(crate) fn note(next_hop: &NextHopRecord, teid: u32) -> Result<(), Verdict> {
+        // SAFETY: the notes are this CPU's alone.
+        let tunnel = unsafe { &mut (*notes()?).tunnel };
+        tunnel.source = bytemuck::cast(next_hop.outer_source);
+        tunnel.destination = bytemuck::cast(next_hop.outer_destination);
+        tunnel.teid = teid;
+        tunnel.is_v6 = u32::from(next_hop.has(NextHopRecord::OUTER_IPV6));
+        Ok(())
+    }
+
+    #[inline(always)]
+    const fn is_v6(&self) -> bool {
+        self.is_v6 != 0
+    }
+
+    /// Writes what is behind the outer IP header; returns that one, and where it ends.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Outbound::write`].
+    #[inline(always)]
+    unsafe fn write(
         &self,
         frame: Frame<'_>,
+        inner_at: usize,
         inner_len: usize,
         sum: Option<Delta>,
-    ) -> Result<(), Verdict> {
-        let tunnel = &self.tunnel;
-        let ip_at = self.link.len();
-        let udp_at = ip_at.wrapping_add(ip_header_len(tunnel.is_v6));
+        traffic_class: u8,
+    ) -> Result<(Ip, u64), Verdict> {
+        let gtpu_at = inner_at.wrapping_sub(GTPU_LEN);
+        let udp_at = gtpu_at.wrapping_sub(UDP_LEN);
         let udp_len = inner_len.wrapping_add(UDP_LEN + GTPU_LEN);
         let outer = Ip {
-            is_v6: tunnel.is_v6,
-            source: tunnel.source,
-            destination: tunnel.destination,
-            traffic_class: self.traffic_class,
+            source: self.source,
+            destination: self.destination,
+            payload_len: udp_len as u64,
+            label: new_label(self.is_v6()),
+            is_v6: u8::from(self.is_v6()),
+            traffic_class,
             hop_limit: OWN_HOP_LIMIT,
-            payload_len: udp_len,
-            label: new_label(tunnel.is_v6),
+            reserved: 0,
         };
         let port = U16::new(GTPU_PORT);
         let length = U16::new(udp_len as u16);
@@ -197,94 +461,55 @@ impl Outbound {
                     .add_u16(word(length.to_bytes()))
                     .add_u16(word([GTPU_FLAGS, GTPU_G_PDU]))
                     .add_u16(word(gtpu_length.to_bytes()))
-                    .add_u32(tunnel.teid)
+                    .add_u32(self.teid)
                     .finish_udp()
                     .to_ne_bytes()
             }
         };
         // SAFETY: the caller's promise.
         unsafe {
-            outer.write(frame, ip_at)?;
             *frame.get_mut(udp_at).ok_or(Verdict::Truncated)? = UdpHeader {
                 source: port,
                 destination: port,
                 length,
                 checksum,
             };
-            let gtpu_at = udp_at.wrapping_add(UDP_LEN);
             *frame.get_mut(gtpu_at).ok_or(Verdict::Truncated)? = GtpuHeader {
                 flags: GTPU_FLAGS,
                 message_type: GTPU_G_PDU,
                 length: gtpu_length,
-                teid: tunnel.teid.to_ne_bytes(),
+                teid: self.teid.to_ne_bytes(),
             };
         }
-        Ok(())
-    }
-
-    /// # Safety
-    ///
-    /// As of [`Outbound::write`].
-    #[inline(always)]
-    unsafe fn write_link(&self, frame: Frame<'_>, link_len: usize) -> Result<(), Verdict> {
-        let is_v6 = if self.has_tunnel {
-            self.tunnel.is_v6
-        } else {
-            self.is_v6
-        };
-        let ethertype = if is_v6 {
-            ETHERTYPE_IPV6
-        } else {
-            ETHERTYPE_IPV4
-        };
-        // SAFETY: the caller's promise.
-        unsafe {
-            let macs = frame.get_mut::<[[u8; 4]; 3]>(0).ok_or(Verdict::Truncated)?;
-            *macs = self.link.macs.map(u32::to_ne_bytes);
-            // A tag that isn't there is written too, and then written over.
-            let tags = frame
-                .get_mut::<[[u8; TAG_LEN]; MAX_TAGS]>(TAGS_AT[0])
-                .ok_or(Verdict::Truncated)?;
-            if self.link.tag_count > 0 {
-                tags[0] = self.link.tags[0].to_ne_bytes();
-            }
-            if self.link.tag_count > 1 {
-                tags[1] = self.link.tags[1].to_ne_bytes();
-            }
-            let ethertype_at = link_len.wrapping_sub(2);
-            *frame.get_mut(ethertype_at).ok_or(Verdict::Truncated)? = U16::new(ethertype);
-        }
-        Ok(())
+        Ok((outer, udp_at as u64))
     }
 }
 
 /// An IP header without options or extension headers, in front of UDP.
-struct Ip {
-    is_v6: bool,
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Ip {
     source: Address,
     destination: Address,
+    payload_len: u64,
+    /// As [`Datagram::label`].
+    label: u32,
+    is_v6: u8,
     traffic_class: u8,
     hop_limit: u8,
-    payload_len: usize,
-    /// As in [`Datagram`].
-    label: u32,
+    reserved: u8,
 }
 
 impl Ip {
-    /// Length of header and payload in bytes.
-    #[inline(always)]
-    fn len(&self) -> usize {
-        ip_header_len(self.is_v6).wrapping_add(self.payload_len)
-    }
-
-    /// Writes the header, and returns the sum of its words.
+    /// Writes the header so that it ends at `end`; returns the sum of its words, and, from bit 16 on, where it
+    /// begins.
     ///
     /// # Safety
     ///
     /// No reference to these bytes may be used any more.
     #[inline(always)]
-    unsafe fn write(&self, frame: Frame<'_>, at: usize) -> Result<Delta, Verdict> {
-        if self.is_v6 {
+    unsafe fn write(&self, frame: Frame<'_>, end: usize) -> Result<u64, Verdict> {
+        if self.is_v6 != 0 {
             let first = IPV6_VERSION | u32::from(self.traffic_class) << 20 | self.label;
             let header = Ipv6Header {
                 version_class_flow: first.to_be_bytes(),
@@ -298,15 +523,16 @@ impl Ip {
                 .add_u32(u32::from_ne_bytes(header.version_class_flow))
                 .add_u16(word(header.payload_length.to_bytes()))
                 .add_u16(word([header.next_header, header.hop_limit]));
+            let at = end.wrapping_sub(IPV6_LEN);
             // SAFETY: the caller's promise.
             *unsafe { frame.get_mut(at) }.ok_or(Verdict::Truncated)? = header;
-            return Ok(sum);
+            return Ok(u64::from(sum.folded()) | (at as u64) << 16);
         }
         let [id_0, id_1, fragment_0, fragment_1] = self.label.to_ne_bytes();
         let mut header = Ipv4Header {
             version_ihl: IPV4_WITHOUT_OPTIONS,
             tos: self.traffic_class,
-            total_length: U16::new(self.len() as u16),
+            total_length: U16::new((self.payload_len as u16).wrapping_add(IPV4_LEN as u16)),
             identification: [id_0, id_1].into(),
             fragment: [fragment_0, fragment_1].into(),
             ttl: self.hop_limit,
@@ -321,17 +547,36 @@ impl Ip {
             .add_u32(self.label)
             .add_u16(word([header.ttl, header.protocol]));
         header.checksum = sum.finish().to_ne_bytes();
+        let at = end.wrapping_sub(IPV4_LEN);
         // SAFETY: the caller's promise.
         *unsafe { frame.get_mut(at) }.ok_or(Verdict::Truncated)? = header;
         // The checksum makes them come to nothing.
-        Ok(Delta::ZERO)
+        Ok((at as u64) << 16)
     }
 
     /// The sum of the pseudo-header of UDP.
     #[inline(always)]
     fn pseudo_header(&self) -> Delta {
-        pseudo_header(self.source, self.destination, self.payload_len)
+        pseudo_header(self.source, self.destination, self.payload_len as usize)
     }
+}
+
+/// Length of the IP datagram that is to be sent, all headers but the link's included.
+#[inline(always)]
+pub(crate) const fn ip_len(is_v6: bool, next_hop: &NextHopRecord, udp_len: usize) -> usize {
+    let tunnel_len = if next_hop.has(NextHopRecord::GTPU) {
+        tunnel_len(next_hop.has(NextHopRecord::OUTER_IPV6))
+    } else {
+        0
+    };
+    tunnel_len
+        .wrapping_add(ip_header_len(is_v6))
+        .wrapping_add(udp_len)
+}
+
+#[inline(always)]
+const fn tunnel_len(is_v6: bool) -> usize {
+    ip_header_len(is_v6).wrapping_add(UDP_LEN + GTPU_LEN)
 }
 
 #[inline(always)]

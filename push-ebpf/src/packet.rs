@@ -1,9 +1,10 @@
 //! Bytes of a frame, checked: the only pointer arithmetic of the program.
 
-use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_loop, bpf_xdp_adjust_head, bpf_xdp_get_buff_len};
-use aya_ebpf::programs::XdpContext;
 use core::ffi::c_void;
+use core::hint::assert_unchecked;
+use core::marker::PhantomData;
 use push_common::checksum::Delta;
 use push_common::tag::Mac;
 use zerocopy::{FromBytes, IntoBytes, Unaligned};
@@ -11,23 +12,43 @@ use zerocopy::{FromBytes, IntoBytes, Unaligned};
 /// A frame in the driver's receive buffer. What is beyond the first buffer of several is not seen.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame<'a> {
-    context: &'a XdpContext,
+    context: *mut xdp_md,
+    bytes: PhantomData<&'a [u8]>,
 }
 
 /// No offset into a frame that the path computes reaches this; the verifier wants to see a bound.
 const OFFSET_MASK: usize = 0x7FF;
 
 impl<'a> Frame<'a> {
+    /// # Safety
+    ///
+    /// `context` must be what the kernel has called the program with, and the program must run for 'a.
     #[inline(always)]
-    pub(crate) const fn new(context: &'a XdpContext) -> Self {
-        Self { context }
+    pub(crate) const unsafe fn new(context: *mut xdp_md) -> Self {
+        Self {
+            context,
+            bytes: PhantomData,
+        }
+    }
+
+    /// As the kernel and global functions take it.
+    #[inline(always)]
+    pub(crate) const fn context(self) -> *mut xdp_md {
+        self.context
     }
 
     /// Length of the frame in bytes, over all of its buffers.
     #[inline(always)]
     pub(crate) fn len(self) -> usize {
         // SAFETY: the context is the kernel's own.
-        unsafe { bpf_xdp_get_buff_len(self.context.as_ptr().cast()) as usize }
+        unsafe { bpf_xdp_get_buff_len(self.context) as usize }
+    }
+
+    /// Index of the NIC that it came in by.
+    #[inline(always)]
+    pub(crate) fn interface(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.context).ingress_ifindex }
     }
 
     /// What lies at `offset`, if all of it is inside of the first buffer.
@@ -52,6 +73,13 @@ impl<'a> Frame<'a> {
         self.pointer(offset).map(|pointer| unsafe { &mut *pointer })
     }
 
+    /// The eight bytes before `end`, as one word.
+    #[inline(always)]
+    pub(crate) fn word_before(self, end: usize) -> Option<u64> {
+        self.get::<[u8; 8]>(end.wrapping_sub(8))
+            .map(|word| u64::from_le_bytes(*word))
+    }
+
     /// Puts `growth` bytes in front of the frame, or takes them away if that is negative. Offsets count
     /// from the new beginning. `None` if the driver hasn't left that much room.
     ///
@@ -61,8 +89,7 @@ impl<'a> Frame<'a> {
     #[inline(always)]
     pub(crate) unsafe fn grow(self, growth: i32) -> Option<()> {
         // SAFETY: the context is the kernel's own; the rest is the caller's promise.
-        let result =
-            unsafe { bpf_xdp_adjust_head(self.context.as_ptr().cast(), growth.wrapping_neg()) };
+        let result = unsafe { bpf_xdp_adjust_head(self.context, growth.wrapping_neg()) };
         (result == 0).then_some(())
     }
 
@@ -70,35 +97,38 @@ impl<'a> Frame<'a> {
     /// packet pointers: only that tells the verifier how many bytes are there.
     #[inline(always)]
     fn pointer<T>(self, offset: usize) -> Option<*mut T> {
-        let start = self.context.data().wrapping_add(offset & OFFSET_MASK);
-        if start.wrapping_add(size_of::<T>()) > self.context.data_end() {
+        // SAFETY: the context is the kernel's own.
+        let (data, data_end) = unsafe { ((*self.context).data, (*self.context).data_end) };
+        let start = (data as usize).wrapping_add(offset & OFFSET_MASK);
+        if start.wrapping_add(size_of::<T>()) > data_end as usize {
             return None;
         }
+        // SAFETY: no frame starts at address 0.
+        unsafe { assert_unchecked(start != 0) };
         Some(start as *mut T)
     }
 }
 
-/// Absorbs the whole words of the `length` bytes of a payload that starts at `offset`, which is at least 8, into `mac`;
-/// returns it with the word that ends with the payload's last byte.
+/// Words that are absorbed in one round, as each round costs a call.
+const WORDS_AT_ONCE: usize = 4;
+
+/// Absorbs the whole words of `length` bytes of a payload that starts at `offset` into `mac`.
 ///
 /// The loop is the kernel's (`bpf_loop`, Linux 5.17), which verifies its body once instead of once
 /// for each of the 150 words that a payload can have. It ends early if the frame does; the tag
 /// doesn't match then.
 #[inline(always)]
-pub(crate) fn absorb_payload(
-    frame: Frame<'_>,
-    mac: Mac,
-    offset: usize,
-    length: usize,
-) -> (Mac, u64) {
+pub(crate) fn absorb_payload(frame: Frame<'_>, mac: Mac, offset: usize, length: usize) -> Mac {
     let mut rest = Words {
         frame,
         offset,
         into: mac,
     };
-    rest.each::<4>(absorb_words::<4>, length / 8);
-    rest.each::<1>(absorb_words::<1>, length / 8 % 4);
-    (rest.into, rest.last(length % 8))
+    let rounds = length / 8 / WORDS_AT_ONCE;
+    rest.each(absorb_words, rounds);
+    rest.offset = offset.wrapping_add(rounds.wrapping_mul(8 * WORDS_AT_ONCE));
+    rest.each(absorb_word, length / 8 % WORDS_AT_ONCE);
+    rest.into
 }
 
 /// The sum, for a checksum, of `length` bytes that start at `offset`, which is at least 8.
@@ -109,32 +139,27 @@ pub(crate) fn sum(frame: Frame<'_>, offset: usize, length: usize) -> Delta {
         offset,
         into: Delta::ZERO,
     };
-    rest.each::<1>(add_word, length / 8);
+    rest.each(add_word, length / 8);
     match length % 8 {
         0 => rest.into,
-        odd => rest
-            .into
-            .add_u64(rest.last(odd) >> 64_usize.wrapping_sub(odd.wrapping_mul(8))),
+        odd => rest.into.add_u64(
+            frame.word_before(offset.wrapping_add(length)).unwrap_or(0)
+                >> 64_usize.wrapping_sub(odd.wrapping_mul(8)),
+        ),
     }
 }
 
 /// Bytes of a frame, word by word, and what they go into.
 struct Words<'a, I> {
     frame: Frame<'a>,
-    /// Of the next one.
     offset: usize,
     into: I,
 }
 
 impl<I> Words<'_, I> {
-    /// Calls `body` for each `N` of `words`, as long as there are so many.
+    /// Calls `body` so often.
     #[inline(always)]
-    fn each<const N: usize>(
-        &mut self,
-        body: extern "C" fn(u32, &mut Words<'_, I>) -> i64,
-        words: usize,
-    ) {
-        let rounds = words / N;
+    fn each(&mut self, body: extern "C" fn(u32, &mut Words<'_, I>) -> i64, rounds: usize) {
         // SAFETY: the kernel calls `body` with the number of a round, and `self`, on this stack.
         unsafe {
             bpf_loop(
@@ -146,27 +171,20 @@ impl<I> Words<'_, I> {
         }
     }
 
-    /// The next `N` words.
+    /// The words of this round. (What changed with each round, the verifier would go through for each.)
     #[inline(always)]
-    fn next<const N: usize>(&mut self) -> Option<[u64; N]> {
-        let words = self.frame.get::<[[u8; 8]; N]>(self.offset)?;
-        self.offset = self.offset.wrapping_add(8_usize.wrapping_mul(N));
+    fn of_round<const N: usize>(&self, round: u32) -> Option<[u64; N]> {
+        let offset = (round as usize).wrapping_mul(N.wrapping_mul(8));
+        let words = self
+            .frame
+            .get::<[[u8; 8]; N]>(self.offset.wrapping_add(offset))?;
         Some(words.map(u64::from_le_bytes))
-    }
-
-    /// The word that ends with the last of the `odd` bytes that are left; it begins before them.
-    #[inline(always)]
-    fn last(&self, odd: usize) -> u64 {
-        let at = self.offset.wrapping_add(odd).wrapping_sub(8);
-        self.frame
-            .get::<[u8; 8]>(at)
-            .map_or(0, |word| u64::from_le_bytes(*word))
     }
 }
 
-/// Absorbs the next `N` words; 1 ends the loop.
-extern "C" fn absorb_words<const N: usize>(_round: u32, rest: &mut Words<'_, Mac>) -> i64 {
-    let Some(words) = rest.next::<N>() else {
+/// Absorbs the words of a round; 1 ends the loop.
+extern "C" fn absorb_words(round: u32, rest: &mut Words<'_, Mac>) -> i64 {
+    let Some(words) = rest.of_round::<WORDS_AT_ONCE>(round) else {
         return 1;
     };
     for word in words {
@@ -175,9 +193,18 @@ extern "C" fn absorb_words<const N: usize>(_round: u32, rest: &mut Words<'_, Mac
     0
 }
 
-/// Adds the next word; 1 ends the loop.
-extern "C" fn add_word(_round: u32, rest: &mut Words<'_, Delta>) -> i64 {
-    let Some([word]) = rest.next() else {
+/// Absorbs the word of a round; 1 ends the loop.
+extern "C" fn absorb_word(round: u32, rest: &mut Words<'_, Mac>) -> i64 {
+    let Some([word]) = rest.of_round(round) else {
+        return 1;
+    };
+    rest.into.absorb_word(word);
+    0
+}
+
+/// Adds the word of a round; 1 ends the loop.
+extern "C" fn add_word(round: u32, rest: &mut Words<'_, Delta>) -> i64 {
+    let Some([word]) = rest.of_round(round) else {
         return 1;
     };
     rest.into = rest.into.add_u64(word);

@@ -1,14 +1,15 @@
 //! Asks the kernel's routes, where the controller knows of none.
 
-use crate::datagram::narrow;
-use crate::outbound::Outbound;
-use aya_ebpf::EbpfContext;
+use crate::datagram::{Address, narrow};
+use crate::maps::notes;
+use crate::packet::Frame;
+use crate::shared::load;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-    BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup as Question,
+    BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup as Question, xdp_md,
 };
 use aya_ebpf::helpers::bpf_fib_lookup;
-use aya_ebpf::programs::XdpContext;
+use push_common::verdict::Verdict;
 use push_common::wire::PROTOCOL_UDP;
 
 const AF_INET: u8 = 2;
@@ -18,32 +19,69 @@ const AF_INET6: u8 = 10;
 #[repr(align(8))]
 struct Aligned(Question);
 
-/// Whether the kernel would forward a datagram that came in with `context` and goes out so.
+/// Whether the kernel would forward a datagram that came in so and goes out so.
 ///
 /// What the controller knows is as old as what it has read from netlink last. The kernel itself knows at once
-/// that a link is up again, and a route there. (A function of its own for its stack.)
-#[inline(never)]
-pub(crate) fn is_there(context: &XdpContext, outbound: &Outbound) -> bool {
+/// that a link is up again, and a route there.
+#[inline(always)]
+pub(crate) fn is_there(
+    frame: Frame<'_>,
+    is_v6: bool,
+    (source, destination): (Address, Address),
+    ports: [[u8; 2]; 2],
+) -> Result<bool, Verdict> {
+    // SAFETY: the notes are this CPU's alone.
+    unsafe { (*notes()?).addresses = [source, destination] };
+    Ok(push_is_there(
+        frame.context(),
+        u32::from(is_v6),
+        bytemuck::must_cast(ports),
+    ) != 0)
+}
+
+global! {
+    /// [`is_there`], from and to the addresses in the notes.
+    fn push_is_there(context: *mut xdp_md, is_v6: u32, ports: u32) -> u64 {
+        // SAFETY: the context is the kernel's own, and the notes are this CPU's alone.
+        unsafe {
+            let frame = Frame::new(context);
+            let ports = bytemuck::must_cast(ports);
+            u64::from(notes().is_ok_and(|notes| {
+                // By whole words, as what is on the stack has to be aligned, and a copy wouldn't be.
+                let addresses = load(&raw const (*notes).addresses);
+                knows_a_way(frame, is_v6 != 0, addresses, ports)
+            }))
+        }
+    }
+}
+
+#[inline(always)]
+fn knows_a_way(
+    frame: Frame<'_>,
+    is_v6: bool,
+    [source, destination]: [Address; 2],
+    [source_port, destination_port]: [u16; 2],
+) -> bool {
     // SAFETY: all zeros make one.
     let mut aligned: Aligned = unsafe { core::mem::zeroed() };
     let question = &mut aligned.0;
     question.l4_protocol = PROTOCOL_UDP;
-    question.sport = u16::from_ne_bytes(outbound.source_port);
-    question.dport = u16::from_ne_bytes(outbound.destination_port);
-    question.ifindex = context.ingress_ifindex() as u32;
-    if outbound.is_v6 {
+    question.sport = source_port;
+    question.dport = destination_port;
+    question.ifindex = frame.interface();
+    if is_v6 {
         question.family = AF_INET6;
-        question.__bindgen_anon_3.ipv6_src = bytemuck::must_cast(outbound.source);
-        question.__bindgen_anon_4.ipv6_dst = bytemuck::must_cast(outbound.destination);
+        question.__bindgen_anon_3.ipv6_src = bytemuck::must_cast(source);
+        question.__bindgen_anon_4.ipv6_dst = bytemuck::must_cast(destination);
     } else {
         question.family = AF_INET;
-        question.__bindgen_anon_3.ipv4_src = narrow(outbound.source);
-        question.__bindgen_anon_4.ipv4_dst = narrow(outbound.destination);
+        question.__bindgen_anon_3.ipv4_src = narrow(source);
+        question.__bindgen_anon_4.ipv4_dst = narrow(destination);
     }
     // SAFETY: the question is as long as it says.
     let answer = unsafe {
         bpf_fib_lookup(
-            context.as_ptr(),
+            frame.context().cast(),
             &raw mut *question,
             size_of::<Question>() as i32,
             0,

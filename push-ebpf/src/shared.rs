@@ -4,23 +4,29 @@
 //! rest are intrinsics, which become the BPF instructions of the same names. Those that return a
 //! value are fully ordered on every architecture.
 
+use crate::datagram::Address;
+use crate::global::{result_of, word_of};
+use crate::maps::{SESSIONS, STAGED, notes};
 #[cfg(target_arch = "bpf")]
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 #[cfg(not(target_arch = "bpf"))]
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use push_common::maps::{SessionControl, SessionRecord};
 use push_common::tag::TagKey;
+use push_common::verdict::Verdict;
+use push_common::wire::SessionId;
 
 /// A record of the session table.
 #[derive(Clone, Copy)]
 pub(crate) struct Session(*mut SessionRecord);
 
 /// What belongs together of a record, as it was at one moment.
+#[derive(Clone, Copy)]
 pub(crate) struct Image {
     pub(crate) control: SessionControl,
     /// Of the current token generation.
     pub(crate) key: TagKey,
-    pub(crate) device: [u64; 2],
+    pub(crate) device: Address,
     pub(crate) teid: u32,
 }
 
@@ -49,31 +55,46 @@ impl Session {
         unsafe { load(&raw const (*self.0).expires_tick) }
     }
 
-    /// What the record, or `staged` while it is being changed, says at one moment.
+    /// The session with this identifier, and what its record says at one moment.
     #[inline(always)]
-    pub(crate) fn image(self, staged: Self) -> Option<Image> {
-        for _ in 0..IMAGE_ATTEMPTS {
-            let word = self.control_word();
-            let control: SessionControl = bytemuck::must_cast(word);
-            let whole = if control.has(SessionControl::STAGED) {
-                staged
-            } else {
-                self
-            };
-            // SAFETY: as above; the address starts at a multiple of 8.
-            let image = unsafe {
-                Image {
-                    control: bytemuck::must_cast(whole.control_word()),
-                    key: load(&raw const (*whole.0).key),
-                    device: load((&raw const (*whole.0).device_address).cast()),
-                    teid: load((&raw const (*whole.0).teid).cast()),
-                }
-            };
-            if self.control_word() == word {
-                return Some(image);
+    pub(crate) fn live(id: SessionId) -> Result<(Self, Image), Verdict> {
+        let record = SESSIONS.get_ptr_mut(id.slot());
+        // SAFETY: the map has just given it out.
+        let session = unsafe { Self::new(record.ok_or(Verdict::UnknownSession)?) };
+        if id.generation() == 0 || session.generation() != id.generation() {
+            return Err(Verdict::UnknownSession);
+        }
+        let image = session.image(id.slot())?;
+        // Its owner may have gone meanwhile: then this is half his, or of another one.
+        if session.generation() != id.generation() {
+            return Err(Verdict::UnknownSession);
+        }
+        Ok((session, image))
+    }
+
+    #[inline(always)]
+    fn image(self, slot: u32) -> Result<Image, Verdict> {
+        let control = self.control_word();
+        let image = self.read(control);
+        if !image.control.has(SessionControl::STAGED) && self.control_word() == control {
+            return Ok(image);
+        }
+        result_of(push_image(slot))?;
+        // SAFETY: the notes are this CPU's alone.
+        Ok(unsafe { (*notes()?).image })
+    }
+
+    #[inline(always)]
+    fn read(self, control: u64) -> Image {
+        // SAFETY: as above; the address starts at a multiple of 8.
+        unsafe {
+            Image {
+                control: bytemuck::must_cast(control),
+                key: load(&raw const (*self.0).key),
+                device: load((&raw const (*self.0).device_address).cast()),
+                teid: load((&raw const (*self.0).teid).cast()),
             }
         }
-        None
     }
 
     /// [`SessionControl`] as the word that it is: a struct would be read field by field.
@@ -140,11 +161,56 @@ impl Session {
     }
 }
 
+global! {
+    /// What a record that is being changed, or the staged one in its place, says at one moment.
+    /// Notes it.
+    fn push_image(slot: u32) -> u64 {
+        let (Some(record), Some(staged), Ok(notes)) =
+            (SESSIONS.get_ptr_mut(slot), STAGED.get_ptr_mut(0), notes())
+        else {
+            return word_of(Err(Verdict::MissingConfiguration));
+        };
+        // SAFETY: the maps have just given them out.
+        let (session, staged) = unsafe { (Session::new(record), Session::new(staged)) };
+        for _ in 0..IMAGE_ATTEMPTS {
+            let control = session.control_word();
+            let is_staged =
+                bytemuck::must_cast::<_, SessionControl>(control).has(SessionControl::STAGED);
+            let image = if is_staged {
+                staged.read(staged.control_word())
+            } else {
+                session.read(control)
+            };
+            if session.control_word() == control {
+                // SAFETY: the notes are this CPU's alone.
+                unsafe { (*notes).image = image };
+                return word_of(Ok(0));
+            }
+        }
+        word_of(Err(Verdict::SessionChanging))
+    }
+}
+
 /// A word that several CPUs change.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub(crate) struct Word(*mut u64);
 
 impl Word {
+    /// As global functions take it.
+    #[inline(always)]
+    pub(crate) const fn as_ptr(self) -> *mut u64 {
+        self.0
+    }
+
+    /// # Safety
+    ///
+    /// As from [`Word::as_ptr`].
+    #[inline(always)]
+    pub(crate) const unsafe fn from_ptr(word: *mut u64) -> Self {
+        Self(word)
+    }
+
     #[inline(always)]
     pub(crate) fn load(self) -> u64 {
         // SAFETY: it is one of a live record, and aligned.

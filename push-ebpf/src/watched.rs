@@ -1,13 +1,13 @@
 //! Copies of the packets that name the session that an operator watches.
 
 use crate::maps::nic_config;
+use crate::packet::Frame;
 use crate::shared::{add, load};
 use crate::tell::limits;
-use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::{Array, RingBuf};
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::macros::btf_map;
-use aya_ebpf::programs::XdpContext;
 use push_common::maps::EVENT_INTERVAL_NS;
 use push_common::verdict::Verdict;
 use push_common::watch::{
@@ -32,8 +32,21 @@ pub(crate) fn watched() -> u64 {
 }
 
 /// Hands out a copy of the packet, which names that session, as it is now.
-#[inline(never)]
-pub(crate) fn hand_out(context: &XdpContext, verdict: Verdict, session: u64) {
+#[inline(always)]
+pub(crate) fn hand_out(frame: Frame<'_>, verdict: Verdict, session: u64) {
+    push_hand_out(frame.context(), verdict as u32, session);
+}
+
+global! {
+    /// [`hand_out`]; returns 0.
+    fn push_hand_out(context: *mut xdp_md, verdict: u32, session: u64) -> u64 {
+        copy_out(context, verdict, session);
+        0
+    }
+}
+
+#[inline(always)]
+fn copy_out(xdp: *mut xdp_md, verdict: u32, session: u64) {
     let (Some(watch), Some(limits)) = (WATCH.get_ptr_mut(0), limits()) else {
         return;
     };
@@ -63,7 +76,6 @@ pub(crate) fn hand_out(context: &XdpContext, verdict: Verdict, session: u64) {
     let capture = entry.as_mut_ptr().cast::<Capture>();
     // SAFETY: the entry is as long as a capture, its beginning aligned to 8 bytes, and all bytes make one.
     unsafe {
-        let xdp = context.as_ptr().cast();
         let length = bpf_xdp_get_buff_len(xdp);
         let mut captured = length;
         if captured > SNAP_BYTES as u64 {
@@ -75,7 +87,7 @@ pub(crate) fn hand_out(context: &XdpContext, verdict: Verdict, session: u64) {
         (*capture).time_ns = now_ns;
         (*capture).session = session;
         (*capture).length = length as u32;
-        (*capture).verdict = verdict as u32;
+        (*capture).verdict = verdict;
         (*capture).nic = nic_config().index;
         let frame = (&raw mut (*capture).frame).cast();
         let failed = bpf_xdp_load_bytes(xdp, 0, frame, captured as u32) != 0;
