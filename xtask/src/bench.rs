@@ -7,6 +7,7 @@
 
 pub mod control;
 mod machine;
+mod others;
 mod plot;
 mod report;
 mod row;
@@ -14,6 +15,7 @@ mod statistics;
 mod targets;
 mod turns;
 
+pub use others::{Others, Took};
 pub use row::{Figure, Row};
 pub use statistics::{NOISY_FLOOR, Quartiles, Quiet, Round};
 pub use turns::{Progress, pin};

@@ -51,10 +51,7 @@ impl Machine {
             ("JIT", format!("{jit}; hardening: {hardening}")),
             ("spectre_v1", mitigation("spectre_v1")),
             ("spectre_v2", mitigation("spectre_v2")),
-            (
-                "capabilities",
-                "all, among them CAP_PERFMON: without it, the kernel adds instructions against speculation".to_owned(),
-            ),
+            ("capabilities", capabilities(&read("/proc/self/status"))),
         ]))
     }
 
@@ -77,6 +74,33 @@ fn read(path: &str) -> String {
         |error| format!("unknown: {path}: {error}"),
         |text| text.trim().to_owned(),
     )
+}
+
+/// What of the capabilities that programs are loaded with this process has, by `/proc/self/status`.
+fn capabilities(status: &str) -> String {
+    // The bits of linux/capability.h.
+    const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+    let effective = status.lines().find_map(|line| {
+        let digits = line.strip_prefix("CapEff:")?.trim();
+        u64::from_str_radix(digits, 16).ok()
+    });
+    let Some(effective) = effective else {
+        return "unknown".to_owned();
+    };
+    let has = |bit: u32| effective >> bit & 1 == 1;
+    let (held, missing): (Vec<_>, Vec<_>) = NEEDED.iter().partition(|(_, bit)| has(*bit));
+    let names = |of: Vec<(&str, u32)>| {
+        let names: Vec<_> = of.into_iter().map(|(name, _)| name).collect();
+        names.join(", ")
+    };
+    let mut text = names(held);
+    if !missing.is_empty() {
+        text += &format!(
+            "; not {}: without CAP_PERFMON, the kernel adds instructions against speculation",
+            names(missing)
+        );
+    }
+    text
 }
 
 fn memory() -> String {
@@ -102,10 +126,10 @@ pub(super) struct Noise {
 
 /// What `/proc/stat` counts, in ticks: since the machine was started, over all CPUs.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Ticks {
-    busy: u64,
+pub(super) struct Ticks {
+    pub(super) busy: u64,
     idle: u64,
-    stolen: u64,
+    pub(super) stolen: u64,
 }
 
 impl Noise {
@@ -142,7 +166,7 @@ impl fmt::Display for Noise {
 }
 
 impl Ticks {
-    fn parse(stat: &str) -> Result<Self> {
+    pub(super) fn parse(stat: &str) -> Result<Self> {
         let line = stat
             .lines()
             .next()
@@ -177,6 +201,18 @@ impl Ticks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn capabilities_are_those_of_the_process() {
+        let all = capabilities("Name:\txtask\nCapEff:\t000001ffffffffff\n");
+        assert_eq!(all, "CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF");
+        let without = capabilities("CapPrm:\t000001ffffffffff\nCapEff:\t0000008000001000\n");
+        assert!(
+            without.starts_with("CAP_NET_ADMIN, CAP_BPF; not CAP_PERFMON: "),
+            "{without}"
+        );
+        assert_eq!(capabilities(""), "unknown");
+    }
 
     #[test]
     fn the_kernel_s_ticks_are_told_apart() {

@@ -2,7 +2,8 @@
 
 use super::targets::three_digits;
 use anyhow::{Result, anyhow};
-use plotters::coord::ranged1d::{IntoSegmentedCoord as _, SegmentValue};
+use plotters::coord::ranged1d::{IntoSegmentedCoord as _, SegmentValue, ValueFormatter};
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use std::path::Path;
 
@@ -106,7 +107,7 @@ pub(super) fn bars(path: &Path, title: &str, unit: &str, bars: &[Bar]) -> Result
     area.present().map_err(said)
 }
 
-/// Draws lines with points over a logarithmic x, from zero up.
+/// Draws lines with points over x, from zero up; x is logarithmic if it goes over more than two powers of ten.
 ///
 /// # Errors
 ///
@@ -119,13 +120,36 @@ pub(super) fn lines(path: &Path, labels: &Labels<'_>, lines: &[Line]) -> Result<
 
     let area = SVGBackend::new(path, (WIDTH, 420)).into_drawing_area();
     area.fill(&WHITE).map_err(said)?;
-    let mut chart = ChartBuilder::on(&area)
+    let mut builder = ChartBuilder::on(&area);
+    builder
         .caption(labels.title, ("sans-serif", 20, &INK))
         .margin(12)
         .x_label_area_size(44)
-        .y_label_area_size(70)
-        .build_cartesian_2d((from..to * 1.2).log_scale(), 0.0..most * 1.1)
-        .map_err(said)?;
+        .y_label_area_size(70);
+    let y = 0.0..most * 1.1;
+    if to > from * 100.0 {
+        let x = (from..to * 1.2).log_scale();
+        draw_lines(
+            builder.build_cartesian_2d(x, y).map_err(said)?,
+            labels,
+            lines,
+        )?;
+    } else {
+        let x = 0.0..to * 1.1;
+        draw_lines(
+            builder.build_cartesian_2d(x, y).map_err(said)?,
+            labels,
+            lines,
+        )?;
+    }
+    area.present().map_err(said)
+}
+
+fn draw_lines<'a, X: Ranged<ValueType = f64> + ValueFormatter<f64>>(
+    mut chart: ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, RangedCoordf64>>,
+    labels: &Labels<'_>,
+    lines: &[Line],
+) -> Result<()> {
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
@@ -159,16 +183,14 @@ pub(super) fn lines(path: &Path, labels: &Labels<'_>, lines: &[Line]) -> Result<
         .border_style(FAINT)
         .label_font(("sans-serif", 14, &INK))
         .draw()
-        .map_err(said)?;
-    area.present().map_err(said)
+        .map_err(said)
 }
 
-/// Such as `64 k` for 65,536, and `1 M`.
+/// Such as `100 k`, and `1 M`.
 fn grouped(count: f64) -> String {
-    const K: f64 = 1024.0;
     match count {
         millions if millions >= 1e6 => format!("{:.0} M", millions / 1e6),
-        thousands if thousands >= 1e3 => format!("{:.0} k", thousands / K),
+        thousands if thousands >= 1e3 => format!("{:.0} k", thousands / 1e3),
         few => format!("{few:.0}"),
     }
 }

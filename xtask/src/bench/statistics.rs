@@ -38,6 +38,19 @@ impl Quiet {
         (kept, enough.then_some(Self { rounds: quiet }))
     }
 
+    /// All of them, whatever was going on: for those who work on a benchmark.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    #[must_use]
+    pub fn all(rounds: &[Round]) -> Self {
+        assert!(!rounds.is_empty(), "nothing was measured");
+        Self {
+            rounds: rounds.to_vec(),
+        }
+    }
+
     /// The floor over all rounds.
     #[must_use]
     pub fn floor(&self) -> Quartiles {
@@ -68,7 +81,13 @@ impl Quiet {
         })
     }
 
-    fn quartiles(&self, figure: impl Fn(&Round) -> f64) -> Quartiles {
+    /// Of what `figure` makes of each round.
+    ///
+    /// # Panics
+    ///
+    /// As `figure` does.
+    #[must_use]
+    pub fn quartiles(&self, figure: impl Fn(&Round) -> f64) -> Quartiles {
         let figures: Vec<_> = self.rounds.iter().map(figure).collect();
         Quartiles::of(&figures).expect("there is at least one round")
     }
