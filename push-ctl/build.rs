@@ -37,21 +37,34 @@ fn main() -> Result<()> {
         // What the nested build says comes out as warnings of this one; let it say no more than that.
         env::set_var("CARGO_TERM_QUIET", "true");
     }
-    let features: &[&str] = if env::var_os("CARGO_FEATURE_LOG").is_some() {
-        &["log"]
-    } else {
-        &[]
-    };
     let root_dir = workspace.join("push-ebpf");
-    aya_build::build_ebpf(
-        [Package {
+    let root_dir = root_dir
+        .to_str()
+        .context("the path of the workspace is not UTF-8")?;
+    let build = |features: &[&str]| {
+        let package = Package {
             name: "push-ebpf",
-            root_dir: root_dir
-                .to_str()
-                .context("the path of the workspace is not UTF-8")?,
+            root_dir,
             no_default_features: false,
             features,
-        }],
-        Toolchain::Custom(toolchain.trim()),
-    )
+        };
+        aya_build::build_ebpf([package], Toolchain::Custom(toolchain.trim()))
+    };
+    if env::var_os("CARGO_FEATURE_BENCH").is_some() {
+        let out_dir = PathBuf::from(env::var("OUT_DIR")?);
+        for variant in ["by-hash", "by-route"] {
+            build(&[variant])?;
+            fs::rename(
+                out_dir.join("push"),
+                out_dir.join(format!("push-{variant}")),
+            )?;
+        }
+        build(&["bench"])?;
+    }
+    // The last one: what is to be shipped takes the place of what came out beside the others.
+    if env::var_os("CARGO_FEATURE_LOG").is_some() {
+        build(&["log"])
+    } else {
+        build(&[])
+    }
 }

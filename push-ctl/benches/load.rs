@@ -15,19 +15,21 @@ mod datagram;
 #[path = "../../tests/gateway.rs"]
 #[expect(dead_code, reason = "tests need more of it")]
 mod gateway;
+#[expect(dead_code, reason = "other benchmarks need more of it")]
+mod shared;
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, IterableMap as _, Map, MapData};
 use bytemuck::Zeroable;
-use clap::Parser;
 use datagram::{DEVICES, Session};
 use gateway::Gateway;
 use memmap2::{MmapOptions, MmapRaw};
 use push_common::maps::{SESSIONS, SessionRecord};
+use shared::{Arguments, Measured};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Instant;
@@ -50,30 +52,11 @@ const WAYS: [&str; 4] = [
 /// As aya takes records: it knows only its own trait for plain data.
 type RecordBytes = [u8; size_of::<SessionRecord>()];
 
-#[derive(Parser)]
-struct Arguments {
-    /// Write all figures to this file, too.
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// Changes nothing here: it doesn't take long.
-    #[arg(long)]
-    short: bool,
-    /// Cargo passes it to each benchmark.
-    #[arg(long, hide = true)]
-    bench: bool,
-}
-
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    shared::main(Suite::Control, run)
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
+fn run(_: &Arguments) -> Result<Measured> {
     let (sender, receiver) = mpsc::channel();
     Gateway::run(move |gateway| {
         let _ = sender.send(measure(gateway));
@@ -91,12 +74,11 @@ fn run(arguments: &Arguments) -> Result<()> {
                 .compared(WAYS[0], ratio)
         })
         .collect();
-    Row::print(&rows);
-    if let Some(path) = &arguments.json {
-        let text = serde_json::to_string(&rows)?;
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    Ok(Measured {
+        heading: format!("load: {ROUNDS} rounds of {SLOTS} sessions each way"),
+        rows,
+        is_quiet: true,
+    })
 }
 
 /// Sessions per second, by way and round.

@@ -14,16 +14,15 @@ mod datagram;
 #[path = "../../tests/gateway.rs"]
 #[expect(dead_code, reason = "tests need more of it")]
 mod gateway;
+mod shared;
 
-use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
+use anyhow::{Context, Result, ensure};
 use datagram::{DEVICES, Datagram, ONE_ARMED, Session, changed};
 use gateway::{EXT, Gateway, INT, SLOTS};
 use push_common::verdict::Verdict;
 use push_common::wire::MAX_PAYLOAD_LEN;
+use shared::Arguments;
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use xtask::bench::{Figure, NOISY_FLOOR, Progress, Quartiles, Quiet, Round, Row, Suite, pin};
@@ -35,30 +34,11 @@ const RUNS: usize = 500;
 /// The row that all others are compared with.
 const BASELINE: &str = "delivered, IPv4, no payload";
 
-#[derive(Parser)]
-struct Arguments {
-    /// Write all figures to this file, too.
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// Fewer rounds.
-    #[arg(long)]
-    short: bool,
-    /// Cargo passes it to each benchmark.
-    #[arg(long, hide = true)]
-    bench: bool,
-}
-
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    shared::main(Suite::Path, run)
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
+fn run(arguments: &Arguments) -> Result<shared::Measured> {
     let rounds = if arguments.short {
         SHORT_ROUNDS
     } else {
@@ -69,20 +49,12 @@ fn run(arguments: &Arguments) -> Result<()> {
         let _ = sender.send(measure(&mut gateway, rounds));
     });
     let measured = receiver.recv().context("nothing was measured")??;
-
-    println!(
-        "\npath: {rounds} rounds of {RUNS} runs a row, each run of a fresh frame (BPF_PROG_TEST_RUN), on CPU {}\n",
-        measured.cpu
-    );
-    let quiet = measured.print();
-    if let Some(path) = &arguments.json {
-        let text = serde_json::to_string(&measured.rows(quiet.as_ref()))?;
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    if quiet.is_none() {
-        bail!("the machine was too noisy for a figure; try again when less is running on it");
-    }
-    Ok(())
+    let (kept, quiet) = arguments.quiet(&measured.rounds);
+    Ok(shared::Measured {
+        heading: measured.heading(kept),
+        rows: measured.rows(quiet.as_ref()),
+        is_quiet: quiet.is_some(),
+    })
 }
 
 /// Frames that all go the same way.
@@ -294,62 +266,25 @@ fn packets(gateway: &Gateway) -> Result<BTreeMap<(String, &'static str), u64>> {
 }
 
 impl Measured {
-    /// Shows everything; gives the rounds that count, unless they are too few.
-    fn print(&self) -> Option<Quiet> {
-        println!(
-            "{:<12}{} in a table of {SLOTS} slots, so few that all are in the CPU's cache",
-            "sessions", self.sessions
+    /// What was measured, how often and on what.
+    fn heading(&self, kept: usize) -> String {
+        let mut text = format!(
+            "path: {kept} of {} rounds count, whose floor was at most {NOISY_FLOOR} times the best one: {RUNS} runs a row, each of a fresh frame (BPF_PROG_TEST_RUN), on CPU {}\n\
+             floor: a frame that isn't IP, on {INT}, counting it and reading the clock included\n\
+             sessions: {} in a table of {SLOTS} slots, so few that all are in the CPU's cache",
+            self.rounds.len(),
+            self.cpu,
+            self.sessions
         );
         for nic in &self.nics {
-            println!(
-                "{:<12}{} mode, takes {}; {} instructions verified, {} bytes of machine code",
-                nic.name,
-                nic.mode,
-                if nic.takes_triggers {
-                    "triggers"
-                } else {
-                    "no triggers"
-                },
-                nic.verified_instructions,
-                nic.machine_code_bytes,
-            );
-        }
-        let (kept, quiet) = Quiet::of(&self.rounds);
-        println!(
-            "{:<12}a frame that isn't IP, on {INT}, counting it and reading the clock included: {}",
-            "floor",
-            quiet
-                .as_ref()
-                .map_or_else(too_noisy, |quiet| format!("{:.1} ns", quiet.floor().median)),
-        );
-        println!(
-            "{:<12}{kept} count; {} thrown out, their floor being more than {NOISY_FLOOR} times the best one\n",
-            "rounds",
-            self.rounds.len() - kept,
-        );
-        println!(
-            "{:<42}{:>24}{:>24}",
-            "median (quartiles)", "ns over the floor", "times the baseline"
-        );
-        for (index, competitor) in self.competitors.iter().enumerate() {
-            let Some(quiet) = &quiet else {
-                println!("{:<42}{:>24}", competitor.name, too_noisy());
-                continue;
-            };
-            let over_floor = quiet.over_floor(index);
-            let ratio = if competitor.name == BASELINE {
-                "baseline".to_owned()
+            let triggers = if nic.takes_triggers {
+                "triggers"
             } else {
-                self.ratio(quiet, index)
-                    .map_or_else(String::new, |ratio| spread(ratio, 2))
+                "no triggers"
             };
-            println!(
-                "{:<42}{:>24}{ratio:>24}",
-                competitor.name,
-                spread(over_floor, 1),
-            );
+            text += &format!("\n{}: {} mode, takes {triggers}", nic.name, nic.mode);
         }
-        quiet
+        text
     }
 
     fn ratio(&self, quiet: &Quiet, competitor: usize) -> Option<Quartiles> {
@@ -382,18 +317,4 @@ impl Measured {
         }
         rows
     }
-}
-
-/// Median and quartiles, with so many digits after the point.
-fn spread(figure: Quartiles, digits: usize) -> String {
-    let Quartiles {
-        lower,
-        median,
-        upper,
-    } = figure;
-    format!("{median:.digits$} ({lower:.digits$}–{upper:.digits$})")
-}
-
-fn too_noisy() -> String {
-    "too noisy".to_owned()
 }

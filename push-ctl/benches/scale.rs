@@ -2,7 +2,7 @@
 //!
 //! A run is one `BPF_PROG_TEST_RUN` of a fresh trigger for a session chosen at random among the first so many of
 //! one table, all of which the gateway has. Numbers of sessions take turns, the floor first, round after round,
-//! on one CPU. Nothing but the program touches a session's memory: keys are made from the slot.
+//! on one CPU; beside them, each time, the same program with its sessions in a hash map. Nothing but the program touches a session's memory: keys are made from the slot.
 
 #[path = "../../tests/datagram.rs"]
 #[expect(dead_code, reason = "tests need more of it")]
@@ -10,19 +10,22 @@ mod datagram;
 #[path = "../../tests/gateway.rs"]
 #[expect(dead_code, reason = "tests need more of it")]
 mod gateway;
+#[expect(dead_code, reason = "other benchmarks need more of it")]
+mod ground;
+mod shared;
 
-use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
+use anyhow::{Context, Result, ensure};
 use datagram::{DEVICES, Session, changed};
 use gateway::{EXT, Gateway, INT};
+use ground::variant::{Otherwise, Variant};
 use push_common::maps::SESSIONS;
-use push_ctl::dataplane::Prober;
+use shared::Arguments;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use xtask::bench::{Figure, Progress, Quartiles, Quiet, Round, Row, Suite, pin};
 
 /// So many sessions each: two that fit a CPU's caches, one at their edge, two that don't.
@@ -33,32 +36,15 @@ const ONE: &str = "array at 1";
 const MOST: &str = "array at 10000000";
 /// The name of what the most are compared with.
 const MILLION: &str = "array at 1000000";
+/// What is measured of each.
+const TIME: &str = "time over the floor";
 const RUNS: usize = 400;
 
-#[derive(Parser)]
-struct Arguments {
-    /// Write all figures to this file, too.
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// Fewer rounds, and a million sessions at most.
-    #[arg(long)]
-    short: bool,
-    /// Cargo passes it to each benchmark.
-    #[arg(long, hide = true)]
-    bench: bool,
-}
-
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    shared::main(Suite::Scale, run)
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
+fn run(arguments: &Arguments) -> Result<shared::Measured> {
     let (counts, rounds) = match arguments.short {
         true => (&COUNTS[..4], 21),
         false => (&COUNTS[..], 51),
@@ -68,21 +54,15 @@ fn run(arguments: &Arguments) -> Result<()> {
         let _ = sender.send(measure(gateway, counts, rounds));
     });
     let measured = receiver.recv().context("nothing was measured")??;
-    let (kept, quiet) = Quiet::of(&measured.rounds);
-    println!(
-        "\nscale: {kept} of {rounds} rounds of {RUNS} triggers each (BPF_PROG_TEST_RUN), on CPU {}",
-        measured.cpu
-    );
-    let rows = measured.rows(counts, quiet.as_ref());
-    Row::print(&rows);
-    if let Some(path) = &arguments.json {
-        let text = serde_json::to_string(&rows)?;
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    if quiet.is_none() {
-        bail!("the machine was too noisy for a figure; try again when less is running on it");
-    }
-    Ok(())
+    let (kept, quiet) = arguments.quiet(&measured.rounds);
+    Ok(shared::Measured {
+        heading: format!(
+            "scale: {kept} of {rounds} rounds count, of {RUNS} triggers each (BPF_PROG_TEST_RUN), on CPU {}",
+            measured.cpu
+        ),
+        rows: measured.rows(counts, quiet.as_ref()),
+        is_quiet: quiet.is_some(),
+    })
 }
 
 /// What has been measured, and on what.
@@ -113,10 +93,16 @@ fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> 
     let installed_per_s = f64::from(most) / begun.elapsed().as_secs_f64();
     let table_bytes = kernel_memory(&gateway.settings.pin_dir.join(SESSIONS))?;
 
+    eprintln!("scale: the same sessions are put into hash maps");
+    let hashes = counts
+        .iter()
+        .map(|&count| Variant::new(&gateway, Otherwise::ByHash, count))
+        .collect::<Result<Vec<_>>>()?;
     let triggers = gateway.dataplane.prober(EXT)?;
     let others = gateway.dataplane.prober(INT)?;
     let arp = changed(&session(1).datagram(b"").frame(), 12, &[0x08, 0x06]);
     let mut sequence = session(1).sequence;
+    let mut out = Vec::new();
     let mut random = 0x9E37_79B9_7F4A_7C15_u64;
     let mut measured = Vec::new();
     let progress = Progress::new("scale", rounds);
@@ -124,18 +110,23 @@ fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> 
     for round in 0..=rounds {
         progress.at(round);
         let mut frames = vec![arp.clone(); RUNS];
-        let floor = median_ns(&others, &frames, PASS)?;
+        let floor = median_ns(|frame| others.run(frame, &mut out), &frames, PASS)?;
         let mut competitors = Vec::new();
-        for &count in counts {
-            frames.clear();
-            for _ in 0..RUNS {
-                sequence += 1;
-                let slot = 1 + (next(&mut random) % u64::from(count)) as u32;
-                let mut session = session(slot);
-                session.sequence = sequence;
-                frames.push(session.datagram(b"").frame());
-            }
-            competitors.push(median_ns(&triggers, &frames, REDIRECT)?);
+        for (&count, hash) in counts.iter().zip(&hashes) {
+            let mut fresh = || {
+                frames.clear();
+                for _ in 0..RUNS {
+                    sequence += 1;
+                    let slot = 1 + (next(&mut random) % u64::from(count)) as u32;
+                    let mut session = session(slot);
+                    session.sequence = sequence;
+                    frames.push(session.datagram(b"").frame());
+                }
+                frames.clone()
+            };
+            let by_array = median_ns(|frame| triggers.run(frame, &mut out), &fresh(), REDIRECT)?;
+            let by_hash = median_ns(|frame| hash.run(frame, &mut out), &fresh(), REDIRECT)?;
+            competitors.extend([by_array, by_hash]);
         }
         if round > 0 {
             measured.push(Round { floor, competitors });
@@ -158,11 +149,14 @@ fn session(slot: u32) -> Session {
 }
 
 /// The median of what one run of each frame took, all of which had this action.
-fn median_ns(prober: &Prober, frames: &[Vec<u8>], action: u32) -> Result<f64> {
-    let mut out = Vec::new();
+fn median_ns(
+    mut run: impl FnMut(&[u8]) -> Result<(u32, Duration)>,
+    frames: &[Vec<u8>],
+    action: u32,
+) -> Result<f64> {
     let mut durations_ns = Vec::with_capacity(frames.len());
     for frame in frames {
-        let (was, duration) = prober.run(frame, &mut out)?;
+        let (was, duration) = run(frame)?;
         ensure!(
             was == action,
             "a trigger got XDP action {was}, not {action}"
@@ -195,22 +189,40 @@ fn kernel_memory(pin: &Path) -> Result<u64> {
 
 impl Measured {
     fn rows(&self, counts: &[u32], quiet: Option<&Quiet>) -> Vec<Row> {
-        let name = |count: u32| format!("array at {count}");
-        let index = |wanted: &str| counts.iter().position(|&count| name(count) == wanted);
-        let compared = |of: usize, with: &str| {
-            let ratio = quiet?.ratio(of, index(with)?)?;
-            Some(ratio.median)
+        let array = |count: u32| format!("array at {count}");
+        // Each array's place is twice that of its number of sessions, and its hash map follows it.
+        let index = |wanted: &str| {
+            let at = counts.iter().position(|&count| array(count) == wanted)?;
+            Some(2 * at)
         };
+        let compared = |of: usize, with: usize| Some(quiet?.ratio(of, with)?.median);
+        let time = |at| quiet.map(|quiet| Figure::Measured(quiet.over_floor(at)));
         let mut rows = Vec::new();
         for (at, &count) in counts.iter().enumerate() {
-            let time = quiet.map(|quiet| Figure::Measured(quiet.over_floor(at)));
-            let row = Row::new(Suite::Scale, name(count), "time over the floor", time, "ns");
-            rows.push(row.compared(ONE, compared(at, ONE)));
+            let row = Row::new(Suite::Scale, array(count), TIME, time(2 * at), "ns");
+            rows.push(row.compared(ONE, index(ONE).and_then(|one| compared(2 * at, one))));
         }
-        if let Some(most) = index(MOST) {
-            let time = quiet.map(|quiet| Figure::Measured(quiet.over_floor(most)));
-            let row = Row::new(Suite::Scale, MOST, "time over that of 1 M", time, "ns");
-            rows.push(row.compared(MILLION, compared(most, MILLION)));
+        for (at, &count) in counts.iter().enumerate() {
+            let name = format!("hash map at {count}");
+            rows.push(Row::new(Suite::Scale, &name, TIME, time(2 * at + 1), "ns"));
+            let row = Row::new(
+                Suite::Scale,
+                array(count),
+                "time over that of a hash map",
+                time(2 * at),
+                "ns",
+            );
+            rows.push(row.compared(&name, compared(2 * at, 2 * at + 1)));
+        }
+        if let (Some(most), Some(million)) = (index(MOST), index(MILLION)) {
+            let row = Row::new(
+                Suite::Scale,
+                MOST,
+                "time over that of 1 M",
+                time(most),
+                "ns",
+            );
+            rows.push(row.compared(MILLION, compared(most, million)));
         }
         let per_slot = self.table_bytes as f64 / f64::from(self.slots);
         let memory = Some(Figure::Once(per_slot));

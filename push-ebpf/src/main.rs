@@ -337,6 +337,18 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         (datagram.link(frame)?, 0)
     };
     let interface = egress.interface;
+    #[cfg(feature = "by-route")]
+    let (link, interface) = {
+        let ports = [source_port, control.device_port];
+        route::find(
+            frame,
+            device_is_v6,
+            [source, image.device],
+            ports,
+            link,
+            interface,
+        )
+    };
     let outbound = Outbound {
         link,
         is_v6: device_is_v6,

@@ -14,7 +14,14 @@ use push_common::maps::{
 };
 use push_common::verdict::Verdict;
 
+#[cfg(feature = "by-hash")]
+#[path = "bench/by_hash.rs"]
+mod by_hash;
+#[cfg(feature = "by-hash")]
+pub(crate) use by_hash::SESSIONS;
+
 /// The session table: the slot of a session identifier is the index. Userspace maps it into its memory.
+#[cfg(not(feature = "by-hash"))]
 #[btf_map(name = "push_sessions")]
 pub(crate) static SESSIONS: Array<
     SessionRecord,

@@ -1,5 +1,7 @@
 //! Asks the kernel's routes, where the controller knows of none.
 
+#[cfg(feature = "by-route")]
+use crate::datagram::Link;
 use crate::datagram::{Address, narrow};
 use crate::maps::notes;
 use crate::packet::Frame;
@@ -56,12 +58,46 @@ global! {
 }
 
 #[inline(always)]
-fn knows_a_way(
+fn knows_a_way(frame: Frame<'_>, is_v6: bool, addresses: [Address; 2], ports: [u16; 2]) -> bool {
+    // It finds out the neighbour by itself, and what encapsulation there is.
+    [
+        BPF_FIB_LKUP_RET_SUCCESS,
+        BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_UNSUPP_LWT,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED,
+    ]
+    .contains(&ask(frame, is_v6, addresses, ports).0)
+}
+
+/// For comparison: the way as the kernel says, asked for each packet; as it was, if the kernel doesn't know all of it.
+#[cfg(feature = "by-route")]
+#[inline(always)]
+pub(crate) fn find(
+    frame: Frame<'_>,
+    is_v6: bool,
+    addresses: [Address; 2],
+    ports: [[u8; 2]; 2],
+    link: Link,
+    interface: u32,
+) -> (Link, u32) {
+    let (answer, question) = ask(frame, is_v6, addresses, bytemuck::must_cast(ports));
+    if answer != BPF_FIB_LKUP_RET_SUCCESS {
+        return (link, interface);
+    }
+    let [a, b, c, d, e, f] = question.0.dmac;
+    let [g, h, i, j, k, l] = question.0.smac;
+    let macs = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
+    (Link { macs, ..link }, question.0.ifindex)
+}
+
+/// What the kernel's routes say, and what they have filled in.
+#[inline(always)]
+fn ask(
     frame: Frame<'_>,
     is_v6: bool,
     [source, destination]: [Address; 2],
     [source_port, destination_port]: [u16; 2],
-) -> bool {
+) -> (u32, Aligned) {
     // SAFETY: all zeros make one.
     let mut aligned: Aligned = unsafe { core::mem::zeroed() };
     let question = &mut aligned.0;
@@ -87,12 +123,5 @@ fn knows_a_way(
             0,
         )
     };
-    // It finds out the neighbour by itself, and what encapsulation there is.
-    [
-        BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_UNSUPP_LWT,
-        BPF_FIB_LKUP_RET_FRAG_NEEDED,
-    ]
-    .contains(&(answer as u32))
+    (answer as u32, aligned)
 }

@@ -21,12 +21,13 @@ pub use statistics::{NOISY_FLOOR, Quartiles, Quiet, Round};
 pub use turns::{Progress, pin};
 
 use crate::{child, setup, workspace};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use machine::{Machine, Noise};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::path::Path;
+use std::process::Command;
 
 /// Something to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -36,6 +37,12 @@ pub enum Suite {
     Path,
     /// What it costs to have many sessions, in time and in memory.
     Scale,
+    /// Live frames through push, and through programs that only send them on: how many, how soon, none lost.
+    Wire,
+    /// Live frames through what others would take for the job, in the same run.
+    Peers,
+    /// Live frames on two CPUs, for sessions of their own and for one that they share.
+    Multi,
     /// How fast 100,000 devices register and refresh, in a lab; figures of one run on this machine.
     Control,
 }
@@ -45,6 +52,9 @@ impl Suite {
         match self {
             Self::Path => "path",
             Self::Scale => "scale",
+            Self::Wire => "wire",
+            Self::Peers => "peers",
+            Self::Multi => "multi",
             Self::Control => "control",
         }
     }
@@ -79,6 +89,7 @@ pub fn run(suites: &[Suite], outputs: Outputs<'_>) -> Result<()> {
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
     }
     setup::run()?;
+    build()?;
     let machine = Machine::read()?;
     println!("{machine}");
     let in_short = suites.is_empty();
@@ -93,8 +104,17 @@ pub fn run(suites: &[Suite], outputs: Outputs<'_>) -> Result<()> {
         let noise = Noise::listen()?;
         println!("\nbench: {}: before it, {noise}", suite.name());
         let (of_suite, succeeded) = match suite {
-            Suite::Path | Suite::Scale => run_suite(suite.name(), in_short)?,
-            Suite::Control => (control::run(in_short)?, true),
+            Suite::Path | Suite::Scale | Suite::Wire | Suite::Peers | Suite::Multi => {
+                run_suite(suite.name(), in_short)?
+            }
+            // What other suites have measured isn't lost with it.
+            Suite::Control => match control::run(in_short) {
+                Ok(rows) => (rows, true),
+                Err(error) => {
+                    eprintln!("error: {error:#}");
+                    (Vec::new(), false)
+                }
+            },
         };
         rows.extend(of_suite);
         rows.push(noise.to_row(suite));
@@ -121,6 +141,29 @@ pub fn run(suites: &[Suite], outputs: Outputs<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Everything that is to be run, so that no compiler is at work beside what is measured.
+fn build() -> Result<()> {
+    let mut command = benches();
+    for name in ["load", "multi", "path", "peers", "scale", "wire"] {
+        command.args(["--bench", name]);
+    }
+    command.arg("--no-run");
+    let line = child::display(&command);
+    println!("bench: {line}");
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run `{line}`"))?;
+    ensure!(status.success(), "`{line}` failed");
+    Ok(())
+}
+
+/// Cargo, with the benchmarks of push-ctl.
+fn benches() -> Command {
+    let mut command = workspace::cargo();
+    command.args(["bench", "-p", "push-ctl", "--features", "bench"]);
+    command
+}
+
 /// The rows that a benchmark of push-ctl has written, and whether it succeeded.
 fn run_suite(name: &str, in_short: bool) -> Result<(Vec<Row>, bool)> {
     let written = workspace::target().join(format!("bench-{name}.json"));
@@ -128,9 +171,9 @@ fn run_suite(name: &str, in_short: bool) -> Result<(Vec<Row>, bool)> {
         fs::remove_file(&written)
             .with_context(|| format!("cannot remove {}", written.display()))?;
     }
-    let mut command = workspace::cargo();
+    let mut command = benches();
     command
-        .args(["bench", "-p", "push-ctl", "--bench", name, "--", "--json"])
+        .args(["--bench", name, "--", "--json"])
         .arg(&written);
     if in_short {
         command.arg("--short");

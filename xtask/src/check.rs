@@ -48,13 +48,26 @@ pub fn ci() -> Result<()> {
         "-p",
         "push-ctl",
         "--features",
-        "log,coaps,fuzz",
+        "log,coaps,fuzz,bench",
         "--all-targets",
         "--",
         "-D",
         "warnings",
     ];
     cargo_step("lints, with all features", &with_features)?;
+    let of_program = [
+        "clippy",
+        "--release",
+        "-p",
+        "push-ebpf",
+        "--features",
+        "log,bench,by-hash,by-route",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    cargo_step("lints, with what benchmarks compare", &of_program)?;
     // Before the build, which leaves a push-ctl without them in its place. A dozen tests aren't worth optimising for.
     let of_features = [
         "--config",

@@ -31,7 +31,7 @@ enum Form {
     },
 }
 
-const PICTURES: [Picture; 2] = [
+const PICTURES: [Picture; 8] = [
     Picture {
         file: "verdicts.svg",
         suite: Suite::Path,
@@ -45,6 +45,54 @@ const PICTURES: [Picture; 2] = [
         metric: "time over the floor",
         title: "A trigger for a session at random",
         form: Form::Lines { x: "sessions" },
+    },
+    Picture {
+        file: "wire.svg",
+        suite: Suite::Wire,
+        metric: "delivered",
+        title: "Live frames through one CPU, generator and sink included",
+        form: Form::Bars,
+    },
+    Picture {
+        file: "latency-p50.svg",
+        suite: Suite::Wire,
+        metric: "latency, p50",
+        title: "Half of all frames took longer, from when a frame was due",
+        form: Form::Lines {
+            x: "% of as many as possible",
+        },
+    },
+    Picture {
+        file: "latency-p99.svg",
+        suite: Suite::Wire,
+        metric: "latency, p99",
+        title: "1 % of all frames took longer, from when a frame was due",
+        form: Form::Lines {
+            x: "% of as many as possible",
+        },
+    },
+    Picture {
+        file: "latency-p99.9.svg",
+        suite: Suite::Wire,
+        metric: "latency, p99.9",
+        title: "0.1 % of all frames took longer, from when a frame was due",
+        form: Form::Lines {
+            x: "% of as many as possible",
+        },
+    },
+    Picture {
+        file: "peers.svg",
+        suite: Suite::Peers,
+        metric: "delivered",
+        title: "What others would take for the job, on one CPU",
+        form: Form::Bars,
+    },
+    Picture {
+        file: "multi.svg",
+        suite: Suite::Multi,
+        metric: "delivered",
+        title: "Two CPUs",
+        form: Form::Bars,
     },
 ];
 

@@ -21,7 +21,14 @@ enum Bound {
     ValueAtMost(f64),
 }
 
-const TARGETS: [Target; 4] = [
+const TARGETS: [Target; 11] = [
+    Target {
+        promise: "a forged trigger, against a good one",
+        suite: Suite::Path,
+        name: "bad tag",
+        metric: "time over the floor",
+        bound: Bound::RatioAtMost(1.0),
+    },
     Target {
         promise: "10 M sessions at random, against 1 M",
         suite: Suite::Scale,
@@ -30,11 +37,53 @@ const TARGETS: [Target; 4] = [
         bound: Bound::RatioAtMost(1.4),
     },
     Target {
+        promise: "1 M sessions at random, against a hash map",
+        suite: Suite::Scale,
+        name: "array at 1000000",
+        metric: "time over that of a hash map",
+        bound: Bound::RatioAtMost(0.5),
+    },
+    Target {
         promise: "kernel memory per session",
         suite: Suite::Scale,
         name: "kernel memory",
         metric: "per session",
         bound: Bound::ValueAtMost(128.0),
+    },
+    Target {
+        promise: "NIC to NIC, against a program that only redirects",
+        suite: Suite::Wire,
+        name: "push, redirected",
+        metric: "delivered",
+        bound: Bound::RatioAtLeast(0.75),
+    },
+    Target {
+        promise: "NIC to NIC, all checks, against stateful DNAT by nftables",
+        suite: Suite::Peers,
+        name: "push, against nftables, stateful, no checks",
+        metric: "as many",
+        bound: Bound::RatioAtLeast(3.5),
+    },
+    Target {
+        promise: "NIC to NIC, all checks, against a relay by sendmmsg",
+        suite: Suite::Peers,
+        name: "push, against relay, recvmmsg and sendmmsg",
+        metric: "as many",
+        bound: Bound::RatioAtLeast(6.0),
+    },
+    Target {
+        promise: "NIC to NIC, all checks, against a relay by tokio",
+        suite: Suite::Peers,
+        name: "push, against relay, tokio",
+        metric: "as many",
+        bound: Bound::RatioAtLeast(15.0),
+    },
+    Target {
+        promise: "two CPUs, sessions of their own, against one CPU",
+        suite: Suite::Multi,
+        name: "two CPUs, sessions of their own",
+        metric: "delivered",
+        bound: Bound::RatioAtLeast(1.9),
     },
     Target {
         promise: "sessions loaded in mapped memory, against one by one",

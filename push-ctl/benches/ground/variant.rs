@@ -1,0 +1,103 @@
+//! Push, but for one thing.
+
+use super::rig::xdp;
+use crate::gateway::{EXT, Gateway};
+use anyhow::{Context, Result, anyhow};
+use aya::maps::{Array, HashMap, Map, MapData};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use push_common::maps::{NIC_CONFIG, NicConfig, PROGRAM, SESSIONS, SessionRecord};
+use std::time::Duration;
+
+static BY_HASH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/push-by-hash"));
+static BY_ROUTE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/push-by-route"));
+
+/// The map that has the sessions instead of the array.
+const HASH: &str = "push_by_hash";
+
+/// As aya takes records: it knows only its own trait for plain data.
+type RecordBytes = [u8; size_of::<SessionRecord>()];
+
+/// What is done otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Otherwise {
+    /// Sessions are in a hash map instead of an array.
+    ByHash,
+    /// The kernel's routes are asked for each packet.
+    ByRoute,
+}
+
+/// The program with something done otherwise, on the maps of a gateway.
+pub(crate) struct Variant(Ebpf);
+
+impl Variant {
+    /// Takes over the first `count` sessions, if sessions are what is kept otherwise.
+    pub(crate) fn new(gateway: &Gateway, otherwise: Otherwise, count: u32) -> Result<Self> {
+        let pins = &gateway.settings.pin_dir;
+        let nic = &gateway.settings.nics[0];
+        let ipv4 = nic.ipv4.context("triggers are sent by IPv4")?;
+        let config = NicConfig {
+            trigger_port: gateway.settings.trigger_port.to_be_bytes(),
+            takes: NicConfig::IPV4,
+            ipv4: ipv4.octets(),
+            ..NicConfig::default()
+        };
+        let config: [u8; size_of::<NicConfig>()] = bytemuck::must_cast(config);
+        let mut loader = EbpfLoader::new();
+        loader.override_global(NIC_CONFIG, &config, true);
+        let pinned = std::fs::read_dir(pins)?
+            .map(|pin| {
+                let name = pin?.file_name().into_string();
+                name.map_err(|name| anyhow!("{} isn't one of push's pins", name.display()))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for name in pinned.iter().filter(|name| name.starts_with("push_")) {
+            loader.map_pin_path(name, pins.join(name));
+        }
+        let object = match otherwise {
+            Otherwise::ByHash => {
+                loader.map_max_entries(HASH, count.max(1));
+                BY_HASH
+            }
+            Otherwise::ByRoute => BY_ROUTE,
+        };
+        let mut program = loader.load(object)?;
+        xdp(&mut program, PROGRAM)?.load()?;
+        if otherwise == Otherwise::ByHash {
+            let array = MapData::from_pin(pins.join(SESSIONS))?;
+            let array: Array<_, RecordBytes> = Array::try_from(Map::Array(array))?;
+            let hash = program.map_mut(HASH).context("no hash map")?;
+            let mut hash: HashMap<_, u32, RecordBytes> = HashMap::try_from(hash)?;
+            for slot in 1..=count {
+                hash.insert(slot, array.get(&slot, 0)?, 0)?;
+            }
+        }
+        Ok(Self(program))
+    }
+
+    /// Puts it in the place of push where triggers come in.
+    pub(crate) fn attach(&mut self, gateway: &Gateway) -> Result<()> {
+        let pin = gateway.settings.pin_dir.join(format!("link_{EXT}"));
+        let link = XdpLink::try_from(FdLink::from(PinnedLink::from_pin(pin)?))?;
+        xdp(&mut self.0, PROGRAM)?.attach_to_link(link)?;
+        Ok(())
+    }
+
+    /// Runs it once on a frame, as [`push_ctl::dataplane::Prober::run`] does push.
+    pub(crate) fn run(&self, frame: &[u8], out: &mut Vec<u8>) -> Result<(u32, Duration)> {
+        let interface = nix::net::if_::if_nametoindex(EXT)?;
+        let context = [0, u32::try_from(frame.len())?, 0, interface, 0, 0];
+        out.resize(frame.len() + 256, 0);
+        let program: &aya::programs::Xdp =
+            self.0.program(PROGRAM).context("no program")?.try_into()?;
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(out),
+            ctx_in: Some(bytemuck::bytes_of(&context)),
+            ..TestRunOptions::new()
+        })?;
+        Ok((result.return_value, result.duration))
+    }
+}

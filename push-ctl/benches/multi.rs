@@ -1,0 +1,161 @@
+//! `cargo xtask bench multi`: whether two CPUs do twice as much as one.
+//!
+//! Each CPU has its generator, its queue of each NIC, and its sink; the gateway is the same. What they may not share is
+//! all that could slow one of them down: so much as a counter in one cache line would show. One session for both is
+//! the opposite: then each trigger is one compare-and-swap on the same two words.
+
+#[path = "../../tests/datagram.rs"]
+#[expect(dead_code, reason = "tests need more of it")]
+mod datagram;
+#[path = "../../tests/gateway.rs"]
+#[expect(dead_code, reason = "tests need more of it")]
+mod gateway;
+#[expect(dead_code, reason = "other benchmarks need more of it")]
+mod ground;
+mod shared;
+
+use anyhow::{Result, ensure};
+use gateway::sh;
+use ground::Ground;
+use ground::rig::{Rig, Turn, with_table};
+use ground::route::{Route, Shape, install};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+use shared::{Arguments, Measured};
+use std::process::ExitCode;
+use xtask::bench::{Figure, NOISY_FLOOR, Progress, Round, Row, Suite};
+
+/// Sessions of each CPU.
+const SESSIONS: u32 = 1024;
+const FRAMES: u32 = 500_000;
+/// Where CPUs share a session, of each CPU: so few that the replay window, which permits 96 steps of reordering,
+/// permits what one CPU has at hand while the other one is at its own.
+const SHARED_BATCH: u32 = 16;
+
+/// What takes turns, by place in a round.
+const ONE: usize = 0;
+const OTHER: usize = 1;
+const BOTH: usize = 2;
+const ONE_OF_SHARED: usize = 3;
+const SHARED: usize = 4;
+
+/// The name of what a row is compared with, and how many frames a round had of it.
+type Baseline<'a> = (&'a str, &'a dyn Fn(&Round) -> f64);
+
+fn main() -> ExitCode {
+    shared::main(Suite::Multi, measure)
+}
+
+fn measure(arguments: &Arguments) -> Result<Measured> {
+    let rounds = if arguments.short { 9 } else { 41 };
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    let cpus: Vec<_> = (0..CpuSet::count())
+        .filter(|&cpu| allowed.is_set(cpu) == Ok(true))
+        .collect();
+    ensure!(cpus.len() >= 2, "this takes two CPUs, and there is one");
+    let cpus = [cpus[0], cpus[1]];
+    let ground = Ground::new("push", |gateway| {
+        // A queue for each CPU.
+        for nic in ["ext", "ext-peer", "int", "int-peer"] {
+            sh(&format!("ethtool -L {nic} rx $(nproc --all)"));
+        }
+        let mut gateway = with_table(gateway, 4 * SESSIONS);
+        install(&mut gateway, Shape::Through, 2 * SESSIONS)?;
+        Rig::around(Route::of_push(Shape::Through), gateway)
+    })?;
+    let alone = |cpu| Turn {
+        sessions: SESSIONS,
+        ..Turn::on(cpu, FRAMES)
+    };
+    let one_session = |cpus: &[usize]| Turn {
+        cpus: cpus.to_vec(),
+        sessions: 1,
+        batch: SHARED_BATCH,
+        shared: true,
+        may_lose: cpus.len() > 1,
+        ..alone(cpus[0])
+    };
+    let both = Turn {
+        cpus: cpus.to_vec(),
+        ..alone(cpus[0])
+    };
+    let turns = [
+        alone(cpus[0]),
+        alone(cpus[1]),
+        both,
+        one_session(&cpus[..1]),
+        one_session(&cpus),
+    ];
+    let mut measured = Vec::new();
+    let mut refused = 0.0_f64;
+    let progress = Progress::new("multi", rounds);
+    // The first one warms up.
+    for round in 0..=rounds {
+        progress.at(round);
+        let mut competitors = Vec::new();
+        for (index, turn) in turns.iter().enumerate() {
+            let outcome = ground.turn(turn)?;
+            competitors.push(outcome.ns_per_frame());
+            if index == SHARED && round > 0 {
+                let lost = outcome.sent - outcome.arrived;
+                refused = refused.max(lost as f64 / outcome.sent as f64 * 100.0);
+            }
+        }
+        if round > 0 {
+            measured.push(Round {
+                floor: competitors[ONE].max(competitors[OTHER]),
+                competitors,
+            });
+        }
+    }
+    let (kept, quiet) = arguments.quiet(&measured);
+    let row = |name: &str, index: usize, baseline: Option<Baseline<'_>>| {
+        let rate = |round: &Round| 1e3 / round.competitors[index];
+        let figure = quiet
+            .as_ref()
+            .map(|quiet| Figure::Measured(quiet.quartiles(rate)));
+        let row = Row::new(Suite::Multi, name, "delivered", figure, "Mpps");
+        match baseline {
+            None => row,
+            Some((baseline, of)) => {
+                let ratio = quiet
+                    .as_ref()
+                    .map(|quiet| quiet.quartiles(|round| rate(round) / of(round)).median);
+                row.compared(baseline, ratio)
+            }
+        }
+    };
+    let mean =
+        |round: &Round| (1e3 / round.competitors[ONE] + 1e3 / round.competitors[OTHER]) / 2.0;
+    let of_shared = |round: &Round| 1e3 / round.competitors[ONE_OF_SHARED];
+    let too_old = quiet.as_ref().map(|_| Figure::Once(refused));
+    let rows = vec![
+        row("one CPU", ONE, None),
+        row("the other CPU", OTHER, None),
+        row(
+            "two CPUs, sessions of their own",
+            BOTH,
+            Some(("one CPU, on average", &mean)),
+        ),
+        row("one CPU, one session", ONE_OF_SHARED, None),
+        row(
+            "two CPUs, one session",
+            SHARED,
+            Some(("one CPU, one session", &of_shared)),
+        ),
+        Row::new(
+            Suite::Multi,
+            "two CPUs, one session",
+            "refused by the replay window, at most",
+            too_old,
+            "%",
+        ),
+    ];
+    Ok(Measured {
+        heading: format!(
+            "multi: {kept} of {rounds} rounds count, in which no CPU alone took more than {NOISY_FLOOR} times its best; {FRAMES} live frames a CPU and turn, {SESSIONS} sessions each"
+        ),
+        rows,
+        is_quiet: quiet.is_some(),
+    })
+}

@@ -1,0 +1,83 @@
+//! What all benchmarks have in common: what they are asked, and how they answer.
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use xtask::bench::{Others, Quiet, Round, Row, Suite};
+
+#[derive(Parser)]
+pub(crate) struct Arguments {
+    /// Write all figures to this file, too.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Fewer rounds.
+    #[arg(long)]
+    pub(crate) short: bool,
+    /// Show figures of a run that was too noisy, too, and of all of its rounds: for work on a benchmark.
+    #[arg(long, conflicts_with = "json")]
+    noisy: bool,
+    /// Cargo passes it to each benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+impl Arguments {
+    /// The rounds that count, and how many they are.
+    pub(crate) fn quiet(&self, rounds: &[Round]) -> (usize, Option<Quiet>) {
+        if self.noisy {
+            return (rounds.len(), Some(Quiet::all(rounds)));
+        }
+        Quiet::of(rounds)
+    }
+}
+
+/// What a benchmark has come to.
+pub(crate) struct Measured {
+    /// What was measured, how often, and on what, for people to read.
+    pub(crate) heading: String,
+    pub(crate) rows: Vec<Row>,
+    /// Whether enough rounds were quiet; else the rows have no figures.
+    pub(crate) is_quiet: bool,
+}
+
+/// Runs a benchmark: prints its rows, and writes them where they are asked for. Figures of a run in which others
+/// took too much are withheld.
+pub(crate) fn main(suite: Suite, measure: impl FnOnce(&Arguments) -> Result<Measured>) -> ExitCode {
+    match run(suite, measure) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(suite: Suite, measure: impl FnOnce(&Arguments) -> Result<Measured>) -> Result<()> {
+    let arguments = Arguments::parse();
+    let others = Others::watch()?;
+    let Measured {
+        heading,
+        mut rows,
+        is_quiet,
+    } = measure(&arguments)?;
+    let others = others.took()?;
+    println!("\n{heading}; meanwhile, {others}\n");
+    if others.is_too_much() && !arguments.noisy {
+        rows.iter_mut().for_each(Row::withhold);
+    }
+    Row::print(&rows);
+    rows.push(others.to_row(suite));
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string(&rows)?;
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if others.is_too_much() {
+        bail!("{others}: too much for figures; try again when less is running on this machine");
+    }
+    if !is_quiet {
+        bail!("the machine was too noisy for a figure; try again when less is running on it");
+    }
+    Ok(())
+}
