@@ -79,9 +79,6 @@ global! {
         // SAFETY: the context is the kernel's own.
         let frame = unsafe { Frame::new(context) };
         let (trigger_at, payload_len) = (trigger_at as usize, payload_len as usize);
-        let Some(trigger) = frame.get::<TriggerHeader>(trigger_at) else {
-            return 0;
-        };
         let Some(signed) = frame.get::<[[u8; 8]; SIGNED_LEN / 8]>(trigger_at) else {
             return 0;
         };
@@ -89,14 +86,17 @@ global! {
         for word in signed {
             mac.absorb_word(u64::from_le_bytes(*word));
         }
-        let tag = tag::words(trigger.tag);
         let payload_at = trigger_at.wrapping_add(TRIGGER_HEADER_LEN);
         mac = packet::absorb_payload(frame, mac, payload_at, payload_len);
         let Some(end) = frame.word_before(payload_at.wrapping_add(payload_len)) else {
             return 0;
         };
-        let length = SIGNED_LEN.wrapping_add(payload_len);
-        u64::from(tag::equal(mac.finish(end, length), tag))
+        let expected = mac.finish(end, SIGNED_LEN.wrapping_add(payload_len));
+        // Last, so that only one branch comes after it: that on whether it is the right one.
+        let Some(trigger) = frame.get::<TriggerHeader>(trigger_at) else {
+            return 0;
+        };
+        u64::from(tag::equal(expected, tag::words(trigger.tag)))
     }
 
     /// [`is_allowed`].
