@@ -340,14 +340,8 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
     #[cfg(feature = "by-route")]
     let (link, interface) = {
         let ports = [source_port, control.device_port];
-        route::find(
-            frame,
-            device_is_v6,
-            [source, image.device],
-            ports,
-            link,
-            interface,
-        )
+        let addresses = [source, image.device];
+        route::find(frame, device_is_v6, addresses, ports, link, interface)?
     };
     let outbound = Outbound {
         link,

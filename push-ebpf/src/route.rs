@@ -79,15 +79,45 @@ pub(crate) fn find(
     ports: [[u8; 2]; 2],
     link: Link,
     interface: u32,
-) -> (Link, u32) {
-    let (answer, question) = ask(frame, is_v6, addresses, bytemuck::must_cast(ports));
-    if answer != BPF_FIB_LKUP_RET_SUCCESS {
-        return (link, interface);
+) -> Result<(Link, u32), Verdict> {
+    let notes = notes()?;
+    // SAFETY: the notes are this CPU's alone.
+    unsafe { (*notes).addresses = addresses };
+    let ports = bytemuck::must_cast(ports);
+    let found = push_way(frame.context(), u32::from(is_v6), ports) as u32;
+    if found == 0 {
+        return Ok((link, interface));
     }
-    let [a, b, c, d, e, f] = question.0.dmac;
-    let [g, h, i, j, k, l] = question.0.smac;
-    let macs = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
-    (Link { macs, ..link }, question.0.ifindex)
+    // SAFETY: as above.
+    let [[first, last], _] = unsafe { load(&raw const (*notes).addresses) };
+    let macs = [first as u32, (first >> 32) as u32, last as u32];
+    Ok((Link { macs, ..link }, found))
+}
+
+#[cfg(feature = "by-route")]
+global! {
+    /// [`find`], from and to the addresses in the notes, in whose place it leaves MAC addresses. Returns the index of
+    /// the NIC, or 0.
+    fn push_way(context: *mut xdp_md, is_v6: u32, ports: u32) -> u64 {
+        let Ok(notes) = notes() else {
+            return 0;
+        };
+        // SAFETY: the context is the kernel's own, and the notes are this CPU's alone.
+        unsafe {
+            let addresses = load(&raw const (*notes).addresses);
+            let ports = bytemuck::must_cast(ports);
+            let (answer, question) = ask(Frame::new(context), is_v6 != 0, addresses, ports);
+            if answer != BPF_FIB_LKUP_RET_SUCCESS {
+                return 0;
+            }
+            let [a, b, c, d, e, f] = question.0.dmac;
+            let [g, h, i, j, k, l] = question.0.smac;
+            let first = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+            let last = u32::from_ne_bytes([i, j, k, l]);
+            (*notes).addresses = [[first, u64::from(last)], [0, 0]];
+            u64::from(question.0.ifindex)
+        }
+    }
 }
 
 /// What the kernel's routes say, and what they have filled in.
