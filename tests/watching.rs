@@ -211,7 +211,11 @@ impl Top {
             .chain(top.get_args())
             .map(|word| child::quote(&word.to_string_lossy()))
             .collect();
-        let line = format!("stty cols 100 rows 40; exec {}", words.join(" "));
+        // Without the signal that a terminal's end is, so that it has to see for itself.
+        let line = format!(
+            "trap '' HUP; stty cols 100 rows 40; exec {}",
+            words.join(" ")
+        );
         let mut script = Command::new("script")
             .args(["-qefc", &line, "/dev/null"])
             .env("TERM", "xterm-256color")

@@ -58,12 +58,23 @@ impl Top {
                 }
             }
         });
+        std::thread::spawn(end_with_terminal);
         let failed = |error: io::Error| Failure::new(format!("can't draw: {error}"));
         let mut terminal = ratatui::try_init().map_err(failed)?;
         let drawn = draw(&mut terminal, &mut screen, &answers);
         ratatui::restore();
         drawn.map_err(failed).map(|()| Output::nothing())
     }
+}
+
+/// Ends the process when its terminal goes away, for who doesn't get, or ignores, the signal of that (`nohup`). Only
+/// another thread can: if the one that draws just reads a key then, crossterm reads nothing, again and again, and
+/// doesn't come back.
+fn end_with_terminal() {
+    while live::is_read() {
+        std::thread::sleep(live::LOOK_EVERY);
+    }
+    std::process::exit(1);
 }
 
 fn draw(
@@ -82,9 +93,6 @@ fn draw(
             Err(TryRecvError::Disconnected) => {
                 return Err(io::Error::other("nobody asks the daemon any more"));
             }
-        }
-        if !live::is_read() {
-            return Err(io::Error::other("the terminal is gone"));
         }
         if drawn.is_none_or(|at| at.elapsed() >= DRAW_EVERY) {
             terminal.draw(|frame| screen.draw(frame, Instant::now()))?;
