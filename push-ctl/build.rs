@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     };
     if env::var_os("CARGO_FEATURE_BENCH").is_some() {
         let out_dir = PathBuf::from(env::var("OUT_DIR")?);
-        for variant in ["by-hash", "by-route"] {
+        for variant in ["by-hash", "by-route", "ladder"] {
             build(&[variant])?;
             fs::rename(
                 out_dir.join("push"),

@@ -5,8 +5,9 @@
 //! way. The kernel tells how long it took. All rows take turns, the floor first, round after round,
 //! on one CPU. The counters have to say that each run of a row got the verdict that the row is about.
 //!
-//! The floor is a frame that isn't IP, on the NIC that takes no triggers. It has in it what every
-//! packet costs: the kernel's clock, the entry to the program, two bytes read, a verdict counted.
+//! The floor is the program if it ends where it begins: it has in it what running any costs, the kernel's clock
+//! included. The ladder are programs of which each goes one step further, up to the last one, which is all of it. A
+//! step costs what its program takes more than the one before, in the same round.
 
 #[path = "../../tests/datagram.rs"]
 #[expect(dead_code, reason = "tests need more of it")]
@@ -14,13 +15,20 @@ mod datagram;
 #[path = "../../tests/gateway.rs"]
 #[expect(dead_code, reason = "tests need more of it")]
 mod gateway;
+#[expect(dead_code, reason = "other benchmarks need more of it")]
+mod ground;
 mod shared;
 
 use anyhow::{Context, Result, ensure};
 use datagram::{DEVICES, Datagram, ONE_ARMED, Session, changed};
-use gateway::{EXT, Gateway, INT, SLOTS};
+use gateway::{EXT, Gateway, sh};
+use ground::ladder::Ladder;
+use ground::rig::resized;
+use ground::route::{Shape, install};
+use ground::variant::{Otherwise, Variant};
 use push_common::verdict::Verdict;
 use push_common::wire::MAX_PAYLOAD_LEN;
+use push_ctl::dataplane::Prober;
 use shared::Arguments;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -30,6 +38,25 @@ use xtask::bench::{Figure, NOISY_FLOOR, Progress, Quartiles, Quiet, Round, Row, 
 const ROUNDS: usize = 101;
 const SHORT_ROUNDS: usize = 31;
 const RUNS: usize = 500;
+
+/// The steps of the path, in its order; each but the first is what its `rung!` is before.
+const STEPS: [&str; 11] = [
+    "entry and count",
+    "parse",
+    "ours?",
+    "trigger's fields",
+    "session",
+    "tag",
+    "policy",
+    "next hop",
+    "replay",
+    "rate and coalescing",
+    "rewrite and send",
+];
+const TAG: usize = 5;
+const SLOTS: u32 = 2048;
+const LADDER_SESSIONS: u32 = 1024;
+const LADDER_TRIGGERS: u32 = 20_000;
 
 /// The row that all others are compared with.
 const BASELINE: &str = "delivered, IPv4, no payload";
@@ -45,7 +72,9 @@ fn run(arguments: &Arguments) -> Result<shared::Measured> {
         ROUNDS
     };
     let (sender, receiver) = mpsc::channel();
-    Gateway::run(move |mut gateway| {
+    Gateway::run(move |gateway| {
+        sh("ip route add 10.128.0.0/9 via 10.64.0.2");
+        let mut gateway = resized(gateway, SLOTS);
         let _ = sender.send(measure(&mut gateway, rounds));
     });
     let measured = receiver.recv().context("nothing was measured")??;
@@ -60,8 +89,10 @@ fn run(arguments: &Arguments) -> Result<shared::Measured> {
 /// Frames that all go the same way.
 struct Competitor {
     name: String,
-    nic: &'static str,
-    expected: Verdict,
+    /// Instead of the one that is attached.
+    program: Option<Variant>,
+    /// None if nothing is counted.
+    expected: Option<Verdict>,
     frames: Frames,
 }
 
@@ -85,9 +116,9 @@ impl Frames {
     }
 }
 
-/// The floor, and all rows.
+/// The floor and the ladder above it, and all rows.
 fn competitors(gateway: &mut Gateway) -> Result<(Competitor, Vec<Competitor>)> {
-    let mut slot = 0;
+    let mut slot = LADDER_SESSIONS;
     let mut session = |device| {
         slot += 1;
         Session::new(slot, device)
@@ -105,23 +136,18 @@ fn competitors(gateway: &mut Gateway) -> Result<(Competitor, Vec<Competitor>)> {
     *forged.last_mut().context("a trigger isn't empty")? ^= 1;
     let replayed = session(DEVICES[0]).datagram(b"").frame();
 
-    let same = |name: &str, nic, expected, frame: &[u8]| Competitor {
+    let same = |name: &str, expected, frame: &[u8]| Competitor {
         name: name.to_owned(),
-        nic,
-        expected,
+        program: None,
+        expected: Some(expected),
         frames: Frames::Same(frame.to_vec()),
     };
     let mut rows = vec![
-        same("not IP", EXT, Verdict::NotIp, &arp),
-        same("other port", EXT, Verdict::NotTrigger, &other_port.frame()),
-        same(
-            "unknown session",
-            EXT,
-            Verdict::UnknownSession,
-            &unknown.frame(),
-        ),
-        same("bad tag", EXT, Verdict::BadTag, &forged),
-        same("replayed", EXT, Verdict::Replayed, &replayed),
+        same("not IP", Verdict::NotIp, &arp),
+        same("other port", Verdict::NotTrigger, &other_port.frame()),
+        same("unknown session", Verdict::UnknownSession, &unknown.frame()),
+        same("bad tag", Verdict::BadTag, &forged),
+        same("replayed", Verdict::Replayed, &replayed),
     ];
     let payload = |length| format!("delivered, IPv4, {length} bytes of payload");
     let deliveries = [
@@ -150,15 +176,21 @@ fn competitors(gateway: &mut Gateway) -> Result<(Competitor, Vec<Competitor>)> {
     for (name, device, length, expected) in deliveries {
         rows.push(Competitor {
             name,
-            nic: EXT,
-            expected,
+            program: None,
+            expected: Some(expected),
             frames: Frames::Next(session(device), length),
         });
     }
     // The first one is let through, all others are replays of it.
     let first = gateway.send(EXT, &replayed).0;
     ensure!(first == Verdict::Redirected, "{first:?}");
-    Ok((same("floor", INT, Verdict::NotIp, &arp), rows))
+    let floor = Competitor {
+        name: "floor".to_owned(),
+        program: Some(Variant::new(gateway, Otherwise::EndsBefore(0), 0)?),
+        expected: None,
+        frames: Frames::Same(arp),
+    };
+    Ok((floor, rows))
 }
 
 /// What has been measured, and on what.
@@ -168,6 +200,14 @@ struct Measured {
     nics: Vec<MeasuredNic>,
     competitors: Vec<Competitor>,
     rounds: Vec<Round>,
+}
+
+/// The programs up to each step, and all of it.
+fn ladder(gateway: &mut Gateway, cpu: usize) -> Result<Ladder> {
+    install(gateway, Shape::Through, LADDER_SESSIONS)?;
+    let programs = (0..=STEPS.len())
+        .map(|step| Variant::new(gateway, Otherwise::EndsBefore(u32::try_from(step)?), 0));
+    Ladder::new(cpu, programs.collect::<Result<_>>()?)
 }
 
 struct MeasuredNic {
@@ -182,20 +222,36 @@ fn measure(gateway: &mut Gateway, count: usize) -> Result<Measured> {
     let cpu = pin()?;
     let nics = nics(gateway)?;
     let (mut floor, mut competitors) = competitors(gateway)?;
+    let mut ladder = ladder(gateway, cpu)?;
+    let attached = gateway.dataplane.prober(EXT)?;
     let mut rounds = Vec::new();
     let progress = Progress::new("path", count);
     // The first one warms up, and proves that every row is what it says.
     for round in 0..=count {
         progress.at(round);
-        let measured = Round {
-            floor: floor.median_ns(gateway)?,
-            competitors: competitors
-                .iter_mut()
-                .map(|competitor| competitor.median_ns(gateway))
-                .collect::<Result<_>>()?,
-        };
+        let mut medians = Vec::new();
+        for step in 0..=STEPS.len() {
+            let before = packets(gateway)?;
+            let ns =
+                ladder.ns_per_trigger(u32::try_from(step)?, LADDER_SESSIONS, LADDER_TRIGGERS)?;
+            let verdict = match step {
+                0 => None,
+                all if all == STEPS.len() => Some(Verdict::Redirected),
+                _ => Some(Verdict::MissingConfiguration),
+            };
+            ensure_all(gateway, &before, LADDER_TRIGGERS.into(), verdict)
+                .with_context(|| format!("the ladder up to step {step}"))?;
+            medians.push(ns);
+        }
+        let floor = floor.median_ns(gateway, &attached)?;
+        for competitor in &mut competitors {
+            medians.push(competitor.median_ns(gateway, &attached)?);
+        }
         if round > 0 {
-            rounds.push(measured);
+            rounds.push(Round {
+                floor,
+                competitors: medians,
+            });
         }
     }
     Ok(Measured {
@@ -227,35 +283,53 @@ fn nics(gateway: &mut Gateway) -> Result<Vec<MeasuredNic>> {
 
 impl Competitor {
     /// The median of what so many runs took, each of which got the expected verdict.
-    fn median_ns(&mut self, gateway: &mut Gateway) -> Result<f64> {
+    fn median_ns(&mut self, gateway: &Gateway, attached: &Prober) -> Result<f64> {
+        let mut out = Vec::new();
         let frames = self.frames.take(RUNS);
         let before = packets(gateway)?;
         let mut durations_ns = Vec::with_capacity(RUNS);
         for frame in &frames {
-            let run = gateway.dataplane.test_run(self.nic, frame)?;
-            durations_ns.push(run.duration.as_nanos() as f64);
+            let (_, duration) = match &self.program {
+                Some(variant) => variant.run(frame, &mut out)?,
+                None => attached.run(frame, &mut out)?,
+            };
+            durations_ns.push(duration.as_nanos() as f64);
         }
-        let after = packets(gateway)?;
-        let moved: Vec<_> = after
-            .into_iter()
-            .map(|(counter, packets)| (packets - before[&counter], counter))
-            .filter(|&(packets, _)| packets > 0)
-            .collect();
-        let expected = (RUNS as u64, (self.nic.to_owned(), self.expected.label()));
-        ensure!(
-            moved == [expected],
-            "`{}` is not what it says: of {RUNS} frames on {}, all were to be {}; counters moved by {moved:?}",
-            self.name,
-            self.nic,
-            self.expected.label(),
-        );
+        ensure_all(gateway, &before, RUNS as u64, self.expected)
+            .with_context(|| format!("`{}`", self.name))?;
         let quartiles = Quartiles::of(&durations_ns).context("nothing was run")?;
         Ok(quartiles.median)
     }
 }
 
+/// Sees that since `before`, this verdict and no other has been counted, so often; none counts nothing.
+fn ensure_all(
+    gateway: &Gateway,
+    before: &Counters,
+    count: u64,
+    verdict: Option<Verdict>,
+) -> Result<()> {
+    let after = packets(gateway)?;
+    let moved: Vec<_> = after
+        .into_iter()
+        .map(|(counter, packets)| (packets - before[&counter], counter.1))
+        .filter(|&(packets, _)| packets > 0)
+        .collect();
+    let expected: Vec<_> = verdict
+        .map(|verdict| (count, verdict.label()))
+        .into_iter()
+        .collect();
+    ensure!(
+        moved == expected,
+        "not what it says: {expected:?} were to be counted, not {moved:?}"
+    );
+    Ok(())
+}
+
+type Counters = BTreeMap<(String, &'static str), u64>;
+
 /// Packets by NIC and verdict.
-fn packets(gateway: &Gateway) -> Result<BTreeMap<(String, &'static str), u64>> {
+fn packets(gateway: &Gateway) -> Result<Counters> {
     let mut packets = BTreeMap::new();
     for nic in gateway.dataplane.verdicts()? {
         for (verdict, count, _) in nic.by_verdict {
@@ -265,12 +339,17 @@ fn packets(gateway: &Gateway) -> Result<BTreeMap<(String, &'static str), u64>> {
     Ok(packets)
 }
 
+/// What this step adds to those before it.
+fn cost_of_step(round: &Round, step: usize) -> f64 {
+    round.competitors[step + 1] - round.competitors[step]
+}
+
 impl Measured {
     /// What was measured, how often and on what.
     fn heading(&self, kept: usize) -> String {
         let mut text = format!(
             "path: {kept} of {} rounds count, whose floor was at most {NOISY_FLOOR} times the best one: {RUNS} runs a row, each of a fresh frame (BPF_PROG_TEST_RUN), on CPU {}\n\
-             floor: a frame that isn't IP, on {INT}, counting it and reading the clock included\n\
+             floor: the program if it ends where it begins, reading the clock included\n\
              sessions: {} in a table of {SLOTS} slots, so few that all are in the CPU's cache",
             self.rounds.len(),
             self.cpu,
@@ -290,7 +369,7 @@ impl Measured {
     fn ratio(&self, quiet: &Quiet, competitor: usize) -> Option<Quartiles> {
         let mut names = self.competitors.iter().map(|competitor| &competitor.name);
         let baseline = names.position(|name| name == BASELINE)?;
-        quiet.ratio(competitor, baseline)
+        quiet.ratio(competitor, STEPS.len() + 1 + baseline)
     }
 
     /// The same for programs.
@@ -309,7 +388,22 @@ impl Measured {
         }
         let floor = quiet.map(|quiet| Figure::Measured(quiet.floor()));
         rows.push(row("floor", "time", floor, "ns"));
-        for (index, competitor) in self.competitors.iter().enumerate() {
+        for (step, name) in STEPS.into_iter().enumerate() {
+            let cost = quiet
+                .map(|quiet| Figure::Measured(quiet.quartiles(|round| cost_of_step(round, step))));
+            rows.push(row(name, "time of the step", cost, "ns"));
+        }
+        let rest = |round: &Round| {
+            let tag = cost_of_step(round, TAG);
+            (round.competitors[STEPS.len()] - round.competitors[0] - tag) / tag
+        };
+        let rest = quiet.map(|quiet| quiet.quartiles(rest));
+        let figure = rest.map(Figure::Measured);
+        rows.push(
+            row("all but the tag", "in tags", figure, "×")
+                .compared("tag", rest.map(|it| it.median)),
+        );
+        for (index, competitor) in (STEPS.len() + 1..).zip(&self.competitors) {
             let over_floor = quiet.map(|quiet| Figure::Measured(quiet.over_floor(index)));
             let ratio = quiet.and_then(|quiet| Some(self.ratio(quiet, index)?.median));
             let row = row(&competitor.name, "time over the floor", over_floor, "ns");

@@ -17,10 +17,10 @@ mod shared;
 use anyhow::{Context, Result, ensure};
 use datagram::{DEVICES, Session, changed};
 use gateway::{EXT, Gateway, INT};
+use ground::rig::resized;
 use ground::variant::{Otherwise, Variant};
 use push_common::maps::SESSIONS;
 use shared::Arguments;
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::process::ExitCode;
@@ -78,13 +78,7 @@ fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> 
     let cpu = pin()?;
     let most = counts.last().copied().context("there are counts")?;
     let slots = (most + 1).next_power_of_two();
-    let mut gateway = gateway.restarted_with(|settings| {
-        // A table keeps its size: this is another one.
-        let before = settings.pin_dir.with_file_name("one");
-        fs::remove_dir_all(std::mem::replace(&mut settings.pin_dir, before))
-            .expect("the pins of a gateway can be removed");
-        settings.session_slots = slots;
-    });
+    let mut gateway = resized(gateway, slots);
     eprintln!("scale: {most} sessions are put into a table of {slots} slots");
     let begun = Instant::now();
     for slot in 1..=most {

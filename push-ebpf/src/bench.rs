@@ -24,7 +24,7 @@
 mod plan;
 
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::btf_maps::{Array, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_loop, bpf_redirect};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
@@ -50,6 +50,10 @@ static KEPT: Array<Kept, { KEPT_FRAMES as usize }> = Array::new();
 #[btf_map(name = "bench_shared")]
 static SHARED: Array<u64, 1> = Array::new();
 
+/// What `drive` calls.
+#[btf_map(name = "bench_programs")]
+static PROGRAMS: ProgramArray<16> = ProgramArray::new();
+
 #[unsafe(no_mangle)]
 static BENCH_INTERFACE: u32 = 0;
 
@@ -69,9 +73,31 @@ const DESTINATION_AT: usize = 30;
     reason = "aya's entry point passes it so"
 )]
 fn generate(context: XdpContext) -> u32 {
-    let Some(lane) = LANES.get_ptr_mut(0) else {
-        return xdp_action::XDP_ABORTED;
-    };
+    match write_next(&context) {
+        // SAFETY: has no requirements.
+        Some(interface) => unsafe { bpf_redirect(interface, 0) as u32 },
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// Writes the next trigger, and hands it to a program as if it had come in.
+#[xdp(frags)]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "aya's entry point passes it so"
+)]
+fn drive(context: XdpContext) -> u32 {
+    if let Some(program) = write_next(&context) {
+        // SAFETY: nothing here is to be dropped.
+        unsafe { PROGRAMS.tail_call(&context, program) };
+    }
+    xdp_action::XDP_ABORTED
+}
+
+/// Writes the next trigger over the frame; returns where it is to go.
+#[inline(always)]
+fn write_next(context: &XdpContext) -> Option<u32> {
+    let lane = LANES.get_ptr_mut(0)?;
     // SAFETY: the entry is this CPU's alone, and nothing interrupts the program to run it anew.
     let lane = unsafe { &mut *lane };
     let due_ns = lane
@@ -128,14 +154,10 @@ fn generate(context: XdpContext) -> u32 {
         sum = sum.add_u16((slot as u16).to_be());
     }
     if stamped {
-        let Some(frame) = bytes::<STAMPED_LEN>(&context) else {
-            return xdp_action::XDP_ABORTED;
-        };
+        let frame = bytes::<STAMPED_LEN>(context)?;
         write(frame, FRAME_LEN, stamp);
     }
-    let Some(frame) = bytes::<FRAME_LEN>(&context) else {
-        return xdp_action::XDP_ABORTED;
-    };
+    let frame = bytes::<FRAME_LEN>(context)?;
     for (index, word) in lane.headers.iter().enumerate() {
         write(frame, index.wrapping_mul(8), *word);
     }
@@ -160,8 +182,7 @@ fn generate(context: XdpContext) -> u32 {
     }
     lane.sequences = lane.sequences.wrapping_add(sequence);
     lane.tags = lane.tags.wrapping_add(low).wrapping_add(high);
-    // SAFETY: has no requirements.
-    unsafe { bpf_redirect(lane.interface, 0) as u32 }
+    Some(lane.goes_to)
 }
 
 /// Counts frames that are as they are to be; lets none through.

@@ -22,6 +22,8 @@
 
 #[macro_use]
 mod global;
+#[macro_use]
+mod ladder;
 
 mod ack;
 mod datagram;
@@ -71,6 +73,10 @@ const LAST_HOP: u8 = 1;
 fn push(context: XdpContext) -> u32 {
     // SAFETY: the context is the kernel's own.
     let frame = unsafe { Frame::new(context.ctx) };
+    #[cfg(feature = "ladder")]
+    if ladder::ends_before(0) {
+        return xdp_action::XDP_DROP;
+    }
     let length = frame.len();
     let mut named = 0;
     // SAFETY: that is what it returns.
@@ -113,12 +119,14 @@ global! {
 /// the other side, goes the same way as far as the tag.
 #[inline(always)]
 fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Verdict> {
+    rung!(1);
     // Parse: Ethernet, VLAN tags, IP, UDP.
     let datagram = Datagram::find(frame)?;
     let udp = frame
         .get::<UdpHeader>(datagram.udp_at())
         .ok_or(Verdict::Truncated)?;
 
+    rung!(2);
     // Ours? What isn't leaves here, or as soon as it turns out, and nothing of it was changed.
     let nic = nic_config();
     let is_trigger = nic.takes & NicConfig::TRIGGERS != 0
@@ -135,6 +143,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         }
     };
 
+    rung!(3);
     // Trigger: every length has to agree with every other one.
     if datagram.udp_len() > length.wrapping_sub(datagram.udp_at()) {
         return Err(or_not_ours(Verdict::IpLength));
@@ -179,6 +188,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         return Err(Verdict::PayloadTooLong);
     }
 
+    rung!(4);
     // Session: what belongs together of it was together at one moment.
     *named = trigger.session_id.get();
     let id = SessionId::from_u64(*named);
@@ -220,6 +230,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         return Err(Verdict::SequenceOutOfRange);
     }
 
+    rung!(5);
     // Tag: nothing of the session is written, and nothing sent, without a valid one.
     if !has_valid_tag(frame, trigger_at, payload_len, key) {
         tell(EventKind::Forged, id, frame, datagram);
@@ -249,6 +260,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         return Ok(Verdict::AckReturned);
     }
 
+    rung!(6);
     // Policy: what the application may do.
     if datagram.hop_limit() <= LAST_HOP {
         return Err(Verdict::HopLimit);
@@ -262,6 +274,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         return Err(Verdict::SourceRefused);
     }
 
+    rung!(7);
     // Next hop: the controller has found it out before.
     let keeps_source = control.has(SessionControl::KEEP_SOURCE) && datagram.is_v6() == device_is_v6;
     let (source, source_port) = if keeps_source {
@@ -302,6 +315,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         return Err(Verdict::TooBig);
     }
 
+    rung!(8);
     // Replay: the one who swaps the word is the one who lets the trigger through.
     accept_once(session, sequence).inspect_err(move |verdict| {
         if let Verdict::Replayed = verdict {
@@ -309,6 +323,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         }
     })?;
 
+    rung!(9);
     // Rate, and whether the device has just been woken.
     if policy.interval_ns != 0 {
         stay_within_rate(session, policy, now_ns).inspect_err(move |verdict| {
@@ -329,6 +344,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         ack::expect(key, frame, datagram);
     }
 
+    rung!(10);
     // Send: the same payload in new headers.
     let (link, hops) = if differs == 0 {
         (link_to(hop, egress), 1)

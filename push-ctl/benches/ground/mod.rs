@@ -7,6 +7,7 @@
 //! Generator and sink are XDP programs, and the same for all. Whatever a competitor is, all of its way is on the
 //! CPU of the generator: what is counted is what one CPU does from writing a frame to having judged it.
 
+pub(crate) mod ladder;
 pub(crate) mod nft;
 pub(crate) mod plan;
 mod proof;

@@ -14,6 +14,7 @@ pub(crate) const SINKS: &str = "bench_sinks";
 pub(crate) const LATENCIES: &str = "bench_latencies";
 pub(crate) const KEPT: &str = "bench_kept";
 pub(crate) const SHARED: &str = "bench_shared";
+pub(crate) const PROGRAMS: &str = "bench_programs";
 pub(crate) const INTERFACE: &str = "BENCH_INTERFACE";
 
 /// As aya takes records: it knows only its own trait for plain data.

@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use xtask::bench::pin;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench"));
 
 /// The other ends of the gateway's NICs.
 const EXT_PEER: &str = "ext-peer";
@@ -37,7 +37,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 const SETTLED: Duration = Duration::from_millis(100);
 
 /// Sequence numbers of a rig begin here.
-const FIRST_SEQUENCE: u64 = 1 << 20;
+pub(super) const FIRST_SEQUENCE: u64 = 1 << 20;
 
 /// What a generator is to do.
 #[derive(Clone, Debug)]
@@ -184,7 +184,7 @@ impl Rig {
         for (index, &cpu) in (0_u32..).zip(&turn.cpus) {
             let own = if turn.shared { 0 } else { index };
             lanes[cpu] = bytemuck::must_cast(Lane {
-                interface: entrance,
+                goes_to: entrance,
                 first_slot: 1 + own * turn.sessions,
                 slot_mask: turn.sessions - 1,
                 at_random: turn.at_random.into(),
@@ -374,8 +374,13 @@ fn bare(program: &str) -> Result<Ebpf> {
 
 /// A gateway with a table of this many slots, that knows the ways to all devices.
 pub(crate) fn with_table(gateway: Gateway, slots: u32) -> Gateway {
+    lay_routes();
+    resized(gateway, slots)
+}
+
+/// A gateway with a table of this many slots.
+pub(crate) fn resized(gateway: Gateway, slots: u32) -> Gateway {
     gateway.restarted_with(|settings| {
-        lay_routes();
         // A table keeps its size: this is another one.
         let other = settings.pin_dir.with_file_name("other");
         std::fs::remove_dir_all(std::mem::replace(&mut settings.pin_dir, other))

@@ -6,12 +6,13 @@ use anyhow::{Context, Result, anyhow};
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{TestRun as _, TestRunOptions};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use push_common::maps::{NIC_CONFIG, NicConfig, PROGRAM, SESSIONS, SessionRecord};
 use std::time::Duration;
 
 static BY_HASH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/push-by-hash"));
+static LADDER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/push-ladder"));
 static BY_ROUTE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/push-by-route"));
 
 /// The map that has the sessions instead of the array.
@@ -27,10 +28,19 @@ pub(crate) enum Otherwise {
     ByHash,
     /// The kernel's routes are asked for each packet.
     ByRoute,
+    /// It ends before a step.
+    EndsBefore(u32),
 }
 
+/// The step that it ends before, as the loader sets it.
+const LADDER_STEP: &str = "LADDER_STEP";
+
 /// The program with something done otherwise, on the maps of a gateway.
-pub(crate) struct Variant(Ebpf);
+pub(crate) struct Variant {
+    program: Ebpf,
+    /// Index of the NIC.
+    interface: u32,
+}
 
 impl Variant {
     /// Takes over the first `count` sessions, if sessions are what is kept otherwise.
@@ -62,6 +72,10 @@ impl Variant {
                 BY_HASH
             }
             Otherwise::ByRoute => BY_ROUTE,
+            Otherwise::EndsBefore(ref step) => {
+                loader.override_global(LADDER_STEP, step, true);
+                LADDER
+            }
         };
         let mut program = loader.load(object)?;
         xdp(&mut program, PROGRAM)?.load()?;
@@ -74,25 +88,30 @@ impl Variant {
                 hash.insert(slot, array.get(&slot, 0)?, 0)?;
             }
         }
-        Ok(Self(program))
+        Ok(Self {
+            program,
+            interface: nix::net::if_::if_nametoindex(EXT)?,
+        })
     }
 
     /// Puts it in the place of push where triggers come in.
     pub(crate) fn attach(&mut self, gateway: &Gateway) -> Result<()> {
         let pin = gateway.settings.pin_dir.join(format!("link_{EXT}"));
         let link = XdpLink::try_from(FdLink::from(PinnedLink::from_pin(pin)?))?;
-        xdp(&mut self.0, PROGRAM)?.attach_to_link(link)?;
+        xdp(&mut self.program, PROGRAM)?.attach_to_link(link)?;
         Ok(())
+    }
+
+    pub(super) fn program(&self) -> Result<&Xdp> {
+        let program = self.program.program(PROGRAM);
+        Ok(program.context("no program")?.try_into()?)
     }
 
     /// Runs it once on a frame, as [`push_ctl::dataplane::Prober::run`] does push.
     pub(crate) fn run(&self, frame: &[u8], out: &mut Vec<u8>) -> Result<(u32, Duration)> {
-        let interface = nix::net::if_::if_nametoindex(EXT)?;
-        let context = [0, u32::try_from(frame.len())?, 0, interface, 0, 0];
+        let context = [0, u32::try_from(frame.len())?, 0, self.interface, 0, 0];
         out.resize(frame.len() + 256, 0);
-        let program: &aya::programs::Xdp =
-            self.0.program(PROGRAM).context("no program")?.try_into()?;
-        let result = program.test_run(TestRunOptions {
+        let result = self.program()?.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(out),
             ctx_in: Some(bytemuck::bytes_of(&context)),

@@ -25,8 +25,8 @@ pub(crate) struct Lane {
     pub(crate) trigger: u64,
     /// Sum, for the UDP checksum, of all that is the same in every frame.
     pub(crate) udp_sum: u64,
-    /// Index of the NIC to whose other end frames go.
-    pub(crate) interface: u32,
+    /// Index of the NIC to whose other end frames go, or of the program that they are handed to.
+    pub(crate) goes_to: u32,
     /// Slot of the first session.
     pub(crate) first_slot: u32,
     /// Number of sessions less 1, all bits of it set.
