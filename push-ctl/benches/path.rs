@@ -54,9 +54,15 @@ const STEPS: [&str; 11] = [
     "rewrite and send",
 ];
 const TAG: usize = 5;
+/// Programs on the ladder: the empty one, one for each step, and the least, first without its tag.
+const LADDER: usize = STEPS.len() + 3;
 const SLOTS: u32 = 2048;
 const LADDER_SESSIONS: u32 = 1024;
 const LADDER_TRIGGERS: u32 = 20_000;
+
+/// Actions of XDP.
+const DROP: u32 = 1;
+const REDIRECT: u32 = 4;
 
 /// The row that all others are compared with.
 const BASELINE: &str = "delivered, IPv4, no payload";
@@ -205,8 +211,10 @@ struct Measured {
 /// The programs up to each step, and all of it.
 fn ladder(gateway: &mut Gateway, cpu: usize) -> Result<Ladder> {
     install(gateway, Shape::Through, LADDER_SESSIONS)?;
-    let programs = (0..=STEPS.len())
-        .map(|step| Variant::new(gateway, Otherwise::EndsBefore(u32::try_from(step)?), 0));
+    let steps = (0..=STEPS.len() as u32).map(Otherwise::EndsBefore);
+    let programs = steps
+        .chain([Otherwise::LeastWithoutTag, Otherwise::Least])
+        .map(|otherwise| Variant::new(gateway, otherwise, 0));
     Ladder::new(cpu, programs.collect::<Result<_>>()?)
 }
 
@@ -230,15 +238,22 @@ fn measure(gateway: &mut Gateway, count: usize) -> Result<Measured> {
     for round in 0..=count {
         progress.at(round);
         let mut medians = Vec::new();
-        for step in 0..=STEPS.len() {
+        for step in 0..LADDER {
             let before = packets(gateway)?;
-            let ns =
+            let (ns, action) =
                 ladder.ns_per_trigger(u32::try_from(step)?, LADDER_SESSIONS, LADDER_TRIGGERS)?;
             let verdict = match step {
+                // What is the least counts nothing either.
                 0 => None,
                 all if all == STEPS.len() => Some(Verdict::Redirected),
+                least if least > STEPS.len() => None,
                 _ => Some(Verdict::MissingConfiguration),
             };
+            let expected = if step < STEPS.len() { DROP } else { REDIRECT };
+            ensure!(
+                action == expected,
+                "step {step} of the ladder ends with action {action}"
+            );
             ensure_all(gateway, &before, LADDER_TRIGGERS.into(), verdict)
                 .with_context(|| format!("the ladder up to step {step}"))?;
             medians.push(ns);
@@ -369,7 +384,7 @@ impl Measured {
     fn ratio(&self, quiet: &Quiet, competitor: usize) -> Option<Quartiles> {
         let mut names = self.competitors.iter().map(|competitor| &competitor.name);
         let baseline = names.position(|name| name == BASELINE)?;
-        quiet.ratio(competitor, STEPS.len() + 1 + baseline)
+        quiet.ratio(competitor, LADDER + baseline)
     }
 
     /// The same for programs.
@@ -393,17 +408,24 @@ impl Measured {
                 .map(|quiet| Figure::Measured(quiet.quartiles(|round| cost_of_step(round, step))));
             rows.push(row(name, "time of the step", cost, "ns"));
         }
-        let rest = |round: &Round| {
-            let tag = cost_of_step(round, TAG);
-            (round.competitors[STEPS.len()] - round.competitors[0] - tag) / tag
-        };
-        let rest = quiet.map(|quiet| quiet.quartiles(rest));
-        let figure = rest.map(Figure::Measured);
-        rows.push(
-            row("all but the tag", "in tags", figure, "×")
-                .compared("tag", rest.map(|it| it.median)),
-        );
-        for (index, competitor) in (STEPS.len() + 1..).zip(&self.competitors) {
+        let all = STEPS.len();
+        let least = LADDER - 1;
+        let without_tag = [
+            ("all but the tag", all, TAG + 1, TAG),
+            ("all but the tag, of the least", least, least, least - 1),
+        ];
+        for (name, last, with, without) in without_tag {
+            let in_tags = |round: &Round| {
+                let at = &round.competitors;
+                let tag = at[with] - at[without];
+                (at[last] - at[0] - tag) / tag
+            };
+            let in_tags = quiet.map(|quiet| quiet.quartiles(in_tags));
+            let figure = in_tags.map(Figure::Measured);
+            let row = row(name, "in tags", figure, "×");
+            rows.push(row.compared("its tag", in_tags.map(|it| it.median)));
+        }
+        for (index, competitor) in (LADDER..).zip(&self.competitors) {
             let over_floor = quiet.map(|quiet| Figure::Measured(quiet.over_floor(index)));
             let ratio = quiet.and_then(|quiet| Some(self.ratio(quiet, index)?.median));
             let row = row(&competitor.name, "time over the floor", over_floor, "ns");

@@ -36,6 +36,8 @@ const TURN: Duration = Duration::from_millis(150);
 /// The place of what all are compared with, and of what tells how quiet it is.
 const PUSH: usize = 0;
 const BARE: usize = 1;
+/// The place of what push is at the most, see `push-ebpf/src/bench/least.rs`.
+const LEAST: usize = 2;
 
 fn main() -> ExitCode {
     shared::main(Suite::Peers, measure)
@@ -62,6 +64,7 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
         Ground::new("bare redirect, no checks", |gateway| {
             Rig::around_bare(Route::untouched(Shape::Through), gateway, "redirect")
         })?,
+        Ground::new("the least, one kind of frame", varied(Otherwise::Least))?,
         Ground::new("push, routes asked per packet", varied(Otherwise::ByRoute))?,
         Ground::new("push, sessions in a hash map", varied(Otherwise::ByHash))?,
         Ground::new("nftables, stateful, no checks", nft(Translation::Stateful))?,
@@ -110,18 +113,20 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
             rate,
             "Mpps",
         ));
-        if index == PUSH {
-            continue;
+        for (who, name) in [(PUSH, "push"), (LEAST, "the least")] {
+            if index == PUSH || index == who {
+                continue;
+            }
+            let times = of(&|round| round.competitors[index] / round.competitors[who]);
+            let row = Row::new(
+                Suite::Peers,
+                format!("{name}, against {}", ground.name()),
+                "as many",
+                times.map(Figure::Measured),
+                "×",
+            );
+            rows.push(row.compared(ground.name(), times.map(|times| times.median)));
         }
-        let times = of(&|round| round.competitors[index] / round.competitors[PUSH]);
-        let row = Row::new(
-            Suite::Peers,
-            format!("push, against {}", ground.name()),
-            "as many",
-            times.map(Figure::Measured),
-            "×",
-        );
-        rows.push(row.compared(ground.name(), times.map(|times| times.median)));
     }
     rows.push(Row::new(
         Suite::Peers,

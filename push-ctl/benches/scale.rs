@@ -21,6 +21,7 @@ use ground::rig::resized;
 use ground::variant::{Otherwise, Variant};
 use push_common::maps::SESSIONS;
 use shared::Arguments;
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::process::ExitCode;

@@ -2,7 +2,8 @@
 //!
 //! A generator writes each frame whole, with a valid tag, and sends it to a NIC; push takes it there, and sends it out
 //! by another NIC, or by the same one; a sink behind that compares it with what it is to be. Beside it, in the same
-//! rounds, a program that only sends on what comes in: the ceiling.
+//! rounds, a program that only sends on what comes in: the ceiling; and the least that does the job for one kind of
+//! frame, which is how near to the ceiling any program with these tags can come.
 //!
 //! Latencies are from when a frame was due, not from when it could be sent, until the sink has it, by one clock.
 
@@ -21,6 +22,7 @@ use ground::Ground;
 use ground::plan::{CLASSES, floor_of};
 use ground::rig::{Outcome, Rig, Turn, with_table};
 use ground::route::{Route, Shape, install};
+use ground::variant::{Otherwise, Variant};
 use shared::{Arguments, Measured};
 use std::process::ExitCode;
 use xtask::bench::{Figure, NOISY_FLOOR, Progress, Quartiles, Round, Row, Suite, pin};
@@ -63,6 +65,13 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
             Rig::around_bare(Route::untouched(Shape::Back), gateway, "transmit")
         })?,
         Ground::new("push", |gateway| push(gateway, Shape::Back, FEW))?,
+        Ground::new("least", |gateway| {
+            let mut gateway = with_table(gateway, 2 * FEW);
+            install(&mut gateway, Shape::Through, FEW)?;
+            let mut least = Variant::new(&gateway, Otherwise::Least, FEW)?;
+            least.attach(&gateway)?;
+            Rig::around(Route::of_push(Shape::Through), (least, gateway))
+        })?,
     ];
     let all = Turn::on(cpu, FRAMES);
     let random = Turn {
@@ -80,8 +89,9 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
         competitor(CEILING, 0, 0, &all),
         competitor("push, redirected", 0, 1, &all),
         competitor("push, redirected, 1 M sessions at random", 0, 1, &random),
-        competitor(CEILING_BACK, 3, 2, &all),
-        competitor("push, sent back", 3, 3, &all),
+        competitor("the least, redirected", 0, 4, &all),
+        competitor(CEILING_BACK, 4, 2, &all),
+        competitor("push, sent back", 4, 3, &all),
     ];
     let mut measured = Vec::new();
     let progress = Progress::new("wire", rounds);

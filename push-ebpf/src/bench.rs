@@ -20,6 +20,8 @@
 #![expect(unsafe_code, reason = "helpers, maps and frames are raw memory")]
 #![warn(clippy::arithmetic_side_effects)]
 
+#[path = "bench/least.rs"]
+mod least;
 #[path = "bench/plan.rs"]
 mod plan;
 

@@ -43,13 +43,13 @@ impl Ladder {
     }
 
     /// What one trigger takes in nanoseconds, of so many one after the other for this many sessions in turn (a
-    /// power of two), the driver included.
+    /// power of two), the driver included; and the action that the last one ended with.
     pub(crate) fn ns_per_trigger(
         &mut self,
         program: u32,
         sessions: u32,
         triggers: u32,
-    ) -> Result<f64> {
+    ) -> Result<(f64, u32)> {
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
         let mut lanes = vec![[0; size_of::<Lane>()]; cpus];
         lanes[self.cpu] = bytemuck::must_cast(Lane {
@@ -75,6 +75,6 @@ impl Ladder {
             repeat: triggers,
             ..TestRunOptions::new()
         })?;
-        Ok(result.duration.as_nanos() as f64)
+        Ok((result.duration.as_nanos() as f64, result.return_value))
     }
 }

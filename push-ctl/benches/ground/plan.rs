@@ -5,7 +5,7 @@
 mod records;
 
 pub(crate) use records::{
-    CLASSES, FRAME_LEN, HEADERS_LEN, KEPT_FRAMES, Kept, Lane, STAMPED_LEN, Sink, class,
+    CLASSES, FRAME_LEN, HEADERS_LEN, KEPT_FRAMES, Kept, Lane, Least, STAMPED_LEN, Sink, class,
 };
 
 /// Names of maps, and of the constant of `redirect`.
@@ -15,6 +15,7 @@ pub(crate) const LATENCIES: &str = "bench_latencies";
 pub(crate) const KEPT: &str = "bench_kept";
 pub(crate) const SHARED: &str = "bench_shared";
 pub(crate) const PROGRAMS: &str = "bench_programs";
+pub(crate) const LEAST: &str = "BENCH_LEAST";
 pub(crate) const INTERFACE: &str = "BENCH_INTERFACE";
 
 /// As aya takes records: it knows only its own trait for plain data.

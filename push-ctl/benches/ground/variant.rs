@@ -1,14 +1,17 @@
 //! Push, but for one thing.
 
-use super::rig::xdp;
-use crate::gateway::{EXT, Gateway};
+use super::plan::{INTERFACE, LEAST, Least};
+use super::rig::{OBJECT, xdp};
+use crate::gateway::{DEVICE_MAC, EXT, Gateway, INT, INT_MAC, TRIGGER_PORT, sources};
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use nix::net::if_::if_nametoindex;
 use push_common::maps::{NIC_CONFIG, NicConfig, PROGRAM, SESSIONS, SessionRecord};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 static BY_HASH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/push-by-hash"));
@@ -30,6 +33,10 @@ pub(crate) enum Otherwise {
     ByRoute,
     /// It ends before a step.
     EndsBefore(u32),
+    /// Nothing is done but what has to be, for one kind of frame.
+    Least,
+    /// Nor is the tag looked at.
+    LeastWithoutTag,
 }
 
 /// The step that it ends before, as the loader sets it.
@@ -37,7 +44,8 @@ const LADDER_STEP: &str = "LADDER_STEP";
 
 /// The program with something done otherwise, on the maps of a gateway.
 pub(crate) struct Variant {
-    program: Ebpf,
+    object: Ebpf,
+    name: &'static str,
     /// Index of the NIC.
     interface: u32,
 }
@@ -55,8 +63,9 @@ impl Variant {
             ..NicConfig::default()
         };
         let config: [u8; size_of::<NicConfig>()] = bytemuck::must_cast(config);
+        let out = if_nametoindex(INT)?;
+        let least = least(otherwise == Otherwise::LeastWithoutTag);
         let mut loader = EbpfLoader::new();
-        loader.override_global(NIC_CONFIG, &config, true);
         let pinned = std::fs::read_dir(pins)?
             .map(|pin| {
                 let name = pin?.file_name().into_string();
@@ -66,31 +75,40 @@ impl Variant {
         for name in pinned.iter().filter(|name| name.starts_with("push_")) {
             loader.map_pin_path(name, pins.join(name));
         }
-        let object = match otherwise {
+        let (bytes, name) = match otherwise {
             Otherwise::ByHash => {
                 loader.map_max_entries(HASH, count.max(1));
-                BY_HASH
+                (BY_HASH, PROGRAM)
             }
-            Otherwise::ByRoute => BY_ROUTE,
+            Otherwise::ByRoute => (BY_ROUTE, PROGRAM),
             Otherwise::EndsBefore(ref step) => {
                 loader.override_global(LADDER_STEP, step, true);
-                LADDER
+                (LADDER, PROGRAM)
+            }
+            Otherwise::Least | Otherwise::LeastWithoutTag => {
+                loader.override_global(LEAST, &least, true);
+                loader.override_global(INTERFACE, &out, true);
+                (OBJECT, "least")
             }
         };
-        let mut program = loader.load(object)?;
-        xdp(&mut program, PROGRAM)?.load()?;
+        if name == PROGRAM {
+            loader.override_global(NIC_CONFIG, &config, true);
+        }
+        let mut object = loader.load(bytes)?;
+        xdp(&mut object, name)?.load()?;
         if otherwise == Otherwise::ByHash {
             let array = MapData::from_pin(pins.join(SESSIONS))?;
             let array: Array<_, RecordBytes> = Array::try_from(Map::Array(array))?;
-            let hash = program.map_mut(HASH).context("no hash map")?;
+            let hash = object.map_mut(HASH).context("no hash map")?;
             let mut hash: HashMap<_, u32, RecordBytes> = HashMap::try_from(hash)?;
             for slot in 1..=count {
                 hash.insert(slot, array.get(&slot, 0)?, 0)?;
             }
         }
         Ok(Self {
-            program,
-            interface: nix::net::if_::if_nametoindex(EXT)?,
+            object,
+            name,
+            interface: if_nametoindex(EXT)?,
         })
     }
 
@@ -98,12 +116,12 @@ impl Variant {
     pub(crate) fn attach(&mut self, gateway: &Gateway) -> Result<()> {
         let pin = gateway.settings.pin_dir.join(format!("link_{EXT}"));
         let link = XdpLink::try_from(FdLink::from(PinnedLink::from_pin(pin)?))?;
-        xdp(&mut self.program, PROGRAM)?.attach_to_link(link)?;
+        xdp(&mut self.object, self.name)?.attach_to_link(link)?;
         Ok(())
     }
 
     pub(super) fn program(&self) -> Result<&Xdp> {
-        let program = self.program.program(PROGRAM);
+        let program = self.object.program(self.name);
         Ok(program.context("no program")?.try_into()?)
     }
 
@@ -119,4 +137,22 @@ impl Variant {
         })?;
         Ok((result.return_value, result.duration))
     }
+}
+
+/// What the least that does the job is told, for devices behind the other NIC.
+fn least(skips_tag: bool) -> [u8; size_of::<Least>()] {
+    let [SocketAddr::V4(source), _] = sources() else {
+        unreachable!("the first one is of IPv4");
+    };
+    let macs = [DEVICE_MAC, INT_MAC].concat();
+    let words = macs.as_chunks::<4>().0.iter();
+    let mut words = words.map(|&word| u32::from_ne_bytes(word));
+    bytemuck::must_cast(Least {
+        macs: std::array::from_fn(|_| words.next().unwrap_or(0)),
+        source: source.ip().octets(),
+        source_port: source.port().to_be_bytes(),
+        trigger_port: TRIGGER_PORT.to_be_bytes(),
+        skips_tag: skips_tag.into(),
+        reserved: 0,
+    })
 }

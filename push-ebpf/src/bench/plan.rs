@@ -97,6 +97,23 @@ pub(crate) struct Sink {
     pub(crate) tags: u64,
 }
 
+/// What the least that does the job is told.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Least {
+    /// Destination and source of frames that it sends, as they lie in memory.
+    pub(crate) macs: [u32; 3],
+    /// The gateway's address, as devices see it.
+    pub(crate) source: [u8; 4],
+    pub(crate) source_port: [u8; 2],
+    /// Where triggers come in.
+    pub(crate) trigger_port: [u8; 2],
+    /// 1 to take every tag for a valid one.
+    pub(crate) skips_tag: u32,
+    /// Not used.
+    pub(crate) reserved: u32,
+}
+
 /// A frame as it came to a sink.
 pub(crate) type Kept = [u8; 96];
 

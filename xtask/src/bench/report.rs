@@ -31,7 +31,14 @@ enum Form {
     },
 }
 
-const PICTURES: [Picture; 8] = [
+const PICTURES: [Picture; 9] = [
+    Picture {
+        file: "ladder.svg",
+        suite: Suite::Path,
+        metric: "time of the step",
+        title: "What each step of a trigger's way costs",
+        form: Form::Bars,
+    },
     Picture {
         file: "verdicts.svg",
         suite: Suite::Path,
@@ -111,7 +118,7 @@ pub(super) fn write(
     }
     page += "</table>\n";
     if !fared.is_empty() {
-        page += "<h2>Targets</h2>\n<table>\n<tr><th>what<th>wanted<th>got<th>\n";
+        page += "<h2>Targets</h2>\n<table>\n<tr><th>what<th>wanted<th>got<th>the least<th>\n";
         for one in fared {
             let class = if one.is_met == Some(true) {
                 ""
@@ -120,10 +127,11 @@ pub(super) fn write(
             };
             writeln!(
                 page,
-                "<tr><td>{}<td class=\"figure\">{}<td class=\"figure\">{}<td{class}>{}",
+                "<tr><td>{}<td class=\"figure\">{}<td class=\"figure\">{}<td class=\"figure\">{}<td{class}>{}",
                 escaped(one.promise),
                 escaped(&one.wanted),
                 one.got.as_deref().unwrap_or("–"),
+                one.least.as_deref().unwrap_or_default(),
                 one.verdict()
             )?;
         }
@@ -243,15 +251,18 @@ pub(super) fn into_readme(machine: &Machine, fared: &[Fared]) -> Result<()> {
 }
 
 fn markdown(machine: &Machine, fared: &[Fared]) -> String {
-    let mut text = String::from("| what | wanted | measured | |\n| --- | ---: | ---: | --- |\n");
+    let mut text = String::from(
+        "| what | wanted | measured | | the least |\n| --- | ---: | ---: | --- | ---: |\n",
+    );
     for one in fared {
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} |",
             one.promise,
             one.wanted,
             one.got.as_deref().unwrap_or("–"),
-            one.verdict()
+            one.verdict(),
+            one.least.as_deref().unwrap_or_default()
         );
     }
     let facts = machine
