@@ -50,10 +50,12 @@ fn the_verifier_does_not_go_through_more_instructions() {
     let (sender, counted) = std::sync::mpsc::channel();
     Gateway::run(move |mut gateway| {
         let count = |gateway: &mut Gateway, role: &str, nic: &str| {
-            for (name, verified, machine_code_bytes) in gateway.dataplane.program_size().unwrap() {
-                if name == nic {
-                    println!("{role}: {machine_code_bytes} bytes of machine code");
-                    sender.send((role.to_owned(), verified)).unwrap();
+            for size in gateway.dataplane.program_sizes().unwrap() {
+                if size.nic == nic {
+                    println!("{role}: {} bytes of machine code", size.machine_code_bytes);
+                    sender
+                        .send((role.to_owned(), size.verified_instructions))
+                        .unwrap();
                 }
             }
         };

@@ -13,7 +13,7 @@ use push_common::wire::{MAX_PAYLOAD_LEN, SessionId};
 use push_ctl::dataplane::SessionImage;
 
 /// Frames that are no triggers, and triggers that are refused: `(name, frame, verdict)`.
-type Row = (&'static str, Vec<u8>, Verdict);
+pub(crate) type Row = (&'static str, Vec<u8>, Verdict);
 
 #[test]
 fn each_refused_packet_gets_its_verdict_and_stays_as_it_was() {
@@ -45,7 +45,7 @@ fn each_refused_packet_gets_its_verdict_and_stays_as_it_was() {
     });
 }
 
-fn what_is_not_ours(session: &mut Session) -> Vec<Row> {
+pub(crate) fn what_is_not_ours(session: &mut Session) -> Vec<Row> {
     let v6 = session.is_v6();
     let ip_len = if v6 { IPV6 } else { IPV4 };
     let good = session.datagram(b"payload");
@@ -135,7 +135,7 @@ fn what_is_not_ours(session: &mut Session) -> Vec<Row> {
     rows
 }
 
-fn what_is_malformed(session: &mut Session) -> Vec<Row> {
+pub(crate) fn what_is_malformed(session: &mut Session) -> Vec<Row> {
     let v6 = session.is_v6();
     let udp_at = ETHERNET + if v6 { IPV6 } else { IPV4 };
     let length_at = ETHERNET + if v6 { 4 } else { 2 };
@@ -285,7 +285,7 @@ fn what_is_malformed(session: &mut Session) -> Vec<Row> {
     rows
 }
 
-fn what_is_not_authorised(session: &mut Session) -> Vec<Row> {
+pub(crate) fn what_is_not_authorised(session: &mut Session) -> Vec<Row> {
     let id = session.image.id;
     let as_session = |id: SessionId| Session {
         image: SessionImage {

@@ -12,27 +12,40 @@
 #[path = "../../tests/datagram.rs"]
 #[expect(dead_code, reason = "tests need more of it")]
 mod datagram;
+#[path = "../../tests/framing.rs"]
+#[expect(dead_code, unused_imports, reason = "tests need more of it")]
+mod framing;
 #[path = "../../tests/gateway.rs"]
 #[expect(dead_code, reason = "tests need more of it")]
 mod gateway;
 #[expect(dead_code, reason = "other benchmarks need more of it")]
 mod ground;
+#[path = "../../tests/instructions/interpreter.rs"]
+#[expect(dead_code, reason = "tests need more of it")]
+mod interpreter;
+#[path = "../../tests/refusals.rs"]
+#[expect(unused_imports, reason = "tests need more of it")]
+mod refusals;
 mod shared;
 
 use anyhow::{Context, Result, ensure};
-use datagram::{DEVICES, Datagram, ONE_ARMED, Session, changed};
+use datagram::{DEVICES, Datagram, ONE_ARMED, Session};
+use framing::{VLAN, tagged};
 use gateway::{EXT, Gateway, sh};
 use ground::ladder::Ladder;
 use ground::rig::resized;
 use ground::route::{Shape, install};
-use ground::variant::{Otherwise, Variant};
+use ground::variant::{Otherwise, Variant, nic_config};
+use interpreter::Interpreter;
 use push_common::verdict::Verdict;
-use push_common::wire::MAX_PAYLOAD_LEN;
-use push_ctl::dataplane::Prober;
+use push_common::wire::{Flags, MAX_PAYLOAD_LEN};
+use push_ctl::dataplane::{NicStatus, Policy, Prober, ProgramSize, Rate, Tunnel};
+use refusals::{what_is_malformed, what_is_not_authorised, what_is_not_ours};
 use shared::Arguments;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::mpsc;
+use std::time::Duration;
 use xtask::bench::{Figure, NOISY_FLOOR, Progress, Quartiles, Quiet, Round, Row, Suite, pin};
 
 const ROUNDS: usize = 101;
@@ -65,7 +78,11 @@ const DROP: u32 = 1;
 const REDIRECT: u32 = 4;
 
 /// The row that all others are compared with.
-const BASELINE: &str = "delivered, IPv4, no payload";
+const BASELINE: &str = "delivered, IPv4";
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// Those below are of the sessions on the ladder.
+const FIRST_POLICY: u16 = 2;
 
 fn main() -> ExitCode {
     shared::main(Suite::Path, run)
@@ -80,6 +97,9 @@ fn run(arguments: &Arguments) -> Result<shared::Measured> {
     let (sender, receiver) = mpsc::channel();
     Gateway::run(move |gateway| {
         sh("ip route add 10.128.0.0/9 via 10.64.0.2");
+        let gateway = gateway.restarted_with(|settings| {
+            settings.gtpu.ipv4 = Some([10, 64, 0, 1].into());
+        });
         let mut gateway = resized(gateway, SLOTS);
         let _ = sender.send(measure(&mut gateway, rounds));
     });
@@ -105,96 +125,168 @@ struct Competitor {
 enum Frames {
     /// One that changes nothing, and so is as good as new each time.
     Same(Vec<u8>),
-    /// The next trigger for a session, with a payload of so many bytes.
-    Next(Session, usize),
+    /// The next trigger for a session.
+    Next(Box<dyn FnMut() -> Vec<u8>>),
 }
 
 impl Frames {
     fn take(&mut self, count: usize) -> Vec<Vec<u8>> {
         match self {
             Self::Same(frame) => vec![frame.clone(); count],
-            Self::Next(session, length) => {
-                let payload = vec![0x5A; *length];
-                let next = || session.datagram(&payload).frame();
-                std::iter::repeat_with(next).take(count).collect()
-            }
+            Self::Next(next) => std::iter::repeat_with(next).take(count).collect(),
         }
     }
 }
 
-/// The floor and the ladder above it, and all rows.
+/// The floor, and all rows.
 fn competitors(gateway: &mut Gateway) -> Result<(Competitor, Vec<Competitor>)> {
-    let mut slot = LADDER_SESSIONS;
-    let mut session = |device| {
-        slot += 1;
-        Session::new(slot, device)
-    };
-    let mut stranger = session(DEVICES[0]);
-    let mut session = |device| session(device).installed(gateway);
+    let mut slots = LADDER_SESSIONS..;
+    let mut session = |device| Session::new(slots.next().unwrap_or_default(), device);
+    let mut refused = session(DEVICES[0]).installed(gateway);
+    let all = [
+        what_is_not_ours(&mut refused),
+        what_is_malformed(&mut refused),
+        what_is_not_authorised(&mut refused),
+    ]
+    .concat();
+    let mut rows: Vec<Competitor> = Vec::new();
+    for (_, frame, verdict) in all {
+        // One for each verdict.
+        if rows.iter().all(|row| row.expected != Some(verdict)) {
+            rows.push(Competitor {
+                name: format!("refused, {}", verdict.label()),
+                program: None,
+                expected: Some(verdict),
+                frames: Frames::Same(frame),
+            });
+        }
+    }
+    let not_ip = rows.iter().find_map(|row| match &row.frames {
+        Frames::Same(frame) if row.expected == Some(Verdict::NotIp) => Some(frame.clone()),
+        _ => None,
+    });
 
-    let unknown = stranger.datagram(b"");
-    let other_port = Datagram {
-        destination: (unknown.destination.ip(), 5051).into(),
-        ..unknown.clone()
-    };
-    let arp = changed(&unknown.frame(), 12, &[0x08, 0x06]);
-    let mut forged = session(DEVICES[0]).datagram(b"").frame();
-    *forged.last_mut().context("a trigger isn't empty")? ^= 1;
-    let replayed = session(DEVICES[0]).datagram(b"").frame();
-
-    let same = |name: &str, expected, frame: &[u8]| Competitor {
-        name: name.to_owned(),
-        program: None,
-        expected: Some(expected),
-        frames: Frames::Same(frame.to_vec()),
-    };
-    let mut rows = vec![
-        same("not IP", Verdict::NotIp, &arp),
-        same("other port", Verdict::NotTrigger, &other_port.frame()),
-        same("unknown session", Verdict::UnknownSession, &unknown.frame()),
-        same("bad tag", Verdict::BadTag, &forged),
-        same("replayed", Verdict::Replayed, &replayed),
-    ];
-    let payload = |length| format!("delivered, IPv4, {length} bytes of payload");
-    let deliveries = [
-        (BASELINE.to_owned(), DEVICES[0], 0, Verdict::Redirected),
-        (payload(64), DEVICES[0], 64, Verdict::Redirected),
-        (payload(256), DEVICES[0], 256, Verdict::Redirected),
-        (
-            payload(MAX_PAYLOAD_LEN),
-            DEVICES[0],
-            MAX_PAYLOAD_LEN,
-            Verdict::Redirected,
-        ),
-        (
-            "delivered, IPv6, no payload".to_owned(),
-            DEVICES[1],
-            0,
-            Verdict::Redirected,
-        ),
-        (
-            "sent back, IPv4, no payload".to_owned(),
-            ONE_ARMED[0],
-            0,
-            Verdict::SentBack,
-        ),
-    ];
-    for (name, device, length, expected) in deliveries {
+    let mut row = |name: &str, expected, frames| {
         rows.push(Competitor {
-            name,
+            name: name.to_owned(),
             program: None,
             expected: Some(expected),
-            frames: Frames::Next(session(device), length),
+            frames,
         });
-    }
+    };
+    let replayed = session(DEVICES[0]).installed(gateway).datagram(b"").frame();
     // The first one is let through, all others are replays of it.
     let first = gateway.send(EXT, &replayed).0;
     ensure!(first == Verdict::Redirected, "{first:?}");
+    row(
+        "refused, replayed",
+        Verdict::Replayed,
+        Frames::Same(replayed),
+    );
+    let policies = [
+        // One an hour.
+        (
+            "refused, rate_exceeded",
+            Verdict::RateExceeded,
+            Policy {
+                rate: Some(Rate {
+                    interval: HOUR,
+                    burst: 1,
+                }),
+                ..Policy::default()
+            },
+        ),
+        (
+            "refused, coalesced",
+            Verdict::Coalesced,
+            Policy {
+                coalescing_window: Some(HOUR),
+                ..Policy::default()
+            },
+        ),
+        (
+            "delivered, every policy",
+            Verdict::Redirected,
+            Policy {
+                rate: Some(Rate {
+                    interval: Duration::from_nanos(1),
+                    burst: u32::MAX,
+                }),
+                sources: vec!["198.51.100.0/24".parse()?],
+                coalescing_window: Some(HOUR),
+                max_payload: Some(100),
+                dscp: Some(10),
+                ..Policy::default()
+            },
+        ),
+    ];
+    for (policy, (name, verdict, rules)) in (FIRST_POLICY..).zip(policies) {
+        gateway.dataplane.set_policy(policy, &rules)?;
+        let mut session = session(DEVICES[0]);
+        session.image.policy = policy;
+        let mut session = session.installed(gateway);
+        let key = if verdict == Verdict::Coalesced { 1 } else { 0 };
+        let flags = Flags::NONE.with_collapse_key(key);
+        let mut next = move || {
+            session.sequence += 1;
+            let trigger = session.flagged_trigger_at(session.sequence, flags, b"");
+            Datagram::to_gateway(false, trigger).frame()
+        };
+        let first = gateway.send(EXT, &next()).0;
+        ensure!(first == Verdict::Redirected, "{name}: {first:?}");
+        row(name, verdict, Frames::Next(Box::new(next)));
+    }
+
+    let v4 = DEVICES[0];
+    let payload = |length| format!("delivered, IPv4, {length} bytes");
+    let plain = |device, from_v6, length| (device, from_v6, &[][..], None, length);
+    let tunnel = Tunnel {
+        peer: "10.64.0.2".parse()?,
+        teid: 1,
+    };
+    let deliveries = [
+        (BASELINE.to_owned(), plain(v4, false, 0)),
+        (payload(8), plain(v4, false, 8)),
+        (payload(64), plain(v4, false, 64)),
+        (payload(256), plain(v4, false, 256)),
+        (payload(MAX_PAYLOAD_LEN), plain(v4, false, MAX_PAYLOAD_LEN)),
+        ("delivered, IPv6".to_owned(), plain(DEVICES[1], true, 0)),
+        ("delivered, IPv6 to IPv4".to_owned(), plain(v4, true, 0)),
+        (
+            "delivered, IPv4 to IPv6".to_owned(),
+            plain(DEVICES[1], false, 0),
+        ),
+        (
+            "delivered, out of a VLAN".to_owned(),
+            (v4, false, &[(VLAN, 100)][..], None, 0),
+        ),
+        (
+            "delivered, into GTP-U".to_owned(),
+            ("192.168.77.7:7000", false, &[][..], Some(tunnel), 0),
+        ),
+        ("sent back, IPv4".to_owned(), plain(ONE_ARMED[0], false, 0)),
+    ];
+    for (name, (device, from_v6, tags, tunnel, length)) in deliveries {
+        let mut session = session(device);
+        session.image.tunnel = tunnel;
+        let mut session = session.installed(gateway);
+        let payload = vec![0x5A; length];
+        let next = move || {
+            let datagram = Datagram::to_gateway(from_v6, session.trigger(&payload));
+            tagged(&datagram.frame(), tags)
+        };
+        let verdict = if device == ONE_ARMED[0] {
+            Verdict::SentBack
+        } else {
+            Verdict::Redirected
+        };
+        row(&name, verdict, Frames::Next(Box::new(next)));
+    }
     let floor = Competitor {
         name: "floor".to_owned(),
         program: Some(Variant::new(gateway, Otherwise::EndsBefore(0), 0)?),
         expected: None,
-        frames: Frames::Same(arp),
+        frames: Frames::Same(not_ip.context("something isn't IP")?),
     };
     Ok((floor, rows))
 }
@@ -203,8 +295,11 @@ fn competitors(gateway: &mut Gateway) -> Result<(Competitor, Vec<Competitor>)> {
 struct Measured {
     cpu: usize,
     sessions: usize,
-    nics: Vec<MeasuredNic>,
-    competitors: Vec<Competitor>,
+    nics: Vec<(NicStatus, ProgramSize)>,
+    /// Instructions that the verifier went through, of each program on the ladder.
+    verified: Vec<u32>,
+    /// The competitors by name, and the instructions that each executes.
+    competitors: Vec<(String, u32)>,
     rounds: Vec<Round>,
 }
 
@@ -216,14 +311,6 @@ fn ladder(gateway: &mut Gateway, cpu: usize) -> Result<Ladder> {
         .chain([Otherwise::LeastWithoutTag, Otherwise::Least])
         .map(|otherwise| Variant::new(gateway, otherwise, 0));
     Ladder::new(cpu, programs.collect::<Result<_>>()?)
-}
-
-struct MeasuredNic {
-    name: String,
-    mode: &'static str,
-    takes_triggers: bool,
-    verified_instructions: u32,
-    machine_code_bytes: u32,
 }
 
 fn measure(gateway: &mut Gateway, count: usize) -> Result<Measured> {
@@ -269,31 +356,30 @@ fn measure(gateway: &mut Gateway, count: usize) -> Result<Measured> {
             });
         }
     }
+    let mut interpreter = Interpreter::new(&nic_config(gateway)?, &gateway.settings.pin_dir);
+    let interface = nix::net::if_::if_nametoindex(EXT)?;
+    let competitors = competitors.into_iter().map(|mut competitor| {
+        let frame = competitor.frames.take(1).remove(0);
+        let executed = interpreter.run(&frame, interface).instructions;
+        (competitor.name, executed)
+    });
     Ok(Measured {
         cpu,
         sessions: gateway.dataplane.installed().len(),
         nics,
-        competitors,
+        verified: ladder.verified()?,
+        competitors: competitors.collect(),
         rounds,
     })
 }
 
-fn nics(gateway: &mut Gateway) -> Result<Vec<MeasuredNic>> {
-    let sizes = gateway.dataplane.program_size()?;
+fn nics(gateway: &mut Gateway) -> Result<Vec<(NicStatus, ProgramSize)>> {
+    let sizes = gateway.dataplane.program_sizes()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let statuses = runtime.block_on(gateway.dataplane.nics())?;
-    let each = statuses.into_iter().zip(sizes);
-    Ok(each
-        .map(|(status, (_, verified, machine_code))| MeasuredNic {
-            name: status.name,
-            mode: status.mode,
-            takes_triggers: status.takes_triggers,
-            verified_instructions: verified,
-            machine_code_bytes: machine_code,
-        })
-        .collect())
+    Ok(statuses.into_iter().zip(sizes).collect())
 }
 
 impl Competitor {
@@ -370,7 +456,7 @@ impl Measured {
             self.cpu,
             self.sessions
         );
-        for nic in &self.nics {
+        for (nic, _) in &self.nics {
             let triggers = if nic.takes_triggers {
                 "triggers"
             } else {
@@ -382,7 +468,7 @@ impl Measured {
     }
 
     fn ratio(&self, quiet: &Quiet, competitor: usize) -> Option<Quartiles> {
-        let mut names = self.competitors.iter().map(|competitor| &competitor.name);
+        let mut names = self.competitors.iter().map(|(name, _)| name);
         let baseline = names.position(|name| name == BASELINE)?;
         quiet.ratio(competitor, LADDER + baseline)
     }
@@ -393,13 +479,23 @@ impl Measured {
             |name: &str, metric, figure, unit| Row::new(Suite::Path, name, metric, figure, unit);
         let counted = |count: u32| Some(Figure::Counted(count.into()));
         let mut rows = Vec::new();
-        for nic in &self.nics {
-            let verified = counted(nic.verified_instructions);
-            let machine_code = counted(nic.machine_code_bytes);
-            rows.extend([
-                row(&nic.name, "verified instructions", verified, "instructions"),
-                row(&nic.name, "machine code", machine_code, "bytes"),
-            ]);
+        for (nic, size) in &self.nics {
+            let instructions = [
+                ("verified", size.verified_instructions),
+                ("translated", size.translated_bytes / 8),
+            ];
+            for (metric, count) in instructions {
+                rows.push(row(&nic.name, metric, counted(count), "instructions"));
+            }
+            let machine_code = counted(size.machine_code_bytes);
+            rows.push(row(&nic.name, "machine code", machine_code, "bytes"));
+        }
+        for (step, name) in STEPS.into_iter().enumerate() {
+            let verified = counted(self.verified[step + 1].saturating_sub(self.verified[step]));
+            rows.push(row(name, "verified in the step", verified, "instructions"));
+        }
+        for (name, executed) in &self.competitors {
+            rows.push(row(name, "executed", counted(*executed), "instructions"));
         }
         let floor = quiet.map(|quiet| Figure::Measured(quiet.floor()));
         rows.push(row("floor", "time", floor, "ns"));
@@ -425,10 +521,10 @@ impl Measured {
             let row = row(name, "in tags", figure, "×");
             rows.push(row.compared("its tag", in_tags.map(|it| it.median)));
         }
-        for (index, competitor) in (LADDER..).zip(&self.competitors) {
+        for (index, (name, _)) in (LADDER..).zip(&self.competitors) {
             let over_floor = quiet.map(|quiet| Figure::Measured(quiet.over_floor(index)));
             let ratio = quiet.and_then(|quiet| Some(self.ratio(quiet, index)?.median));
-            let row = row(&competitor.name, "time over the floor", over_floor, "ns");
+            let row = row(name, "time over the floor", over_floor, "ns");
             rows.push(row.compared(BASELINE, ratio));
         }
         rows

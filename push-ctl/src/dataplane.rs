@@ -478,22 +478,38 @@ impl Dataplane {
             .with_context(|| format!("not attached to {nic}"))
     }
 
-    /// Instructions that the verifier went through, and bytes of machine code, of the program of
-    /// each NIC: figures that don't depend on the machine's load.
+    /// How large the program of each NIC is.
     ///
     /// # Errors
     ///
     /// The kernel can't be asked.
-    pub fn program_size(&mut self) -> Result<Vec<(String, u32, u32)>> {
+    pub fn program_sizes(&mut self) -> Result<Vec<ProgramSize>> {
         self.attached
             .iter()
             .map(|attached| {
                 let info = probe::program(attached)?.info()?;
-                let verified = info.verified_instruction_count().unwrap_or(0);
-                Ok((attached.nic.name.clone(), verified, info.size_jitted()))
+                Ok(ProgramSize {
+                    nic: attached.nic.name.clone(),
+                    verified_instructions: info.verified_instruction_count().unwrap_or(0),
+                    translated_bytes: info.size_translated().unwrap_or(0),
+                    machine_code_bytes: info.size_jitted(),
+                })
             })
             .collect()
     }
+}
+
+/// How large a program is for the kernel, which doesn't depend on what else the machine does.
+#[derive(Clone, Debug)]
+pub struct ProgramSize {
+    /// Name of the NIC.
+    pub nic: String,
+    /// Instructions that the verifier went through.
+    pub verified_instructions: u32,
+    /// Instructions as the verifier left them, 8 bytes each.
+    pub translated_bytes: u32,
+    /// What the JIT has made of them; 0 if there is none.
+    pub machine_code_bytes: u32,
 }
 
 /// The compiled XDP program, an ELF object that bpftool and xdp-loader take too.

@@ -61,7 +61,7 @@ pub fn ci() -> Result<()> {
         "-p",
         "push-ebpf",
         "--features",
-        "log,bench,by-hash,by-route",
+        "log,bench,by-hash,by-route,ladder",
         "--all-targets",
         "--",
         "-D",

@@ -20,7 +20,7 @@ pub(crate) struct Ladder {
     interface: u32,
     sequence: u64,
     /// The kernel takes a program out of the driver's map when nobody else has it.
-    _programs: Vec<Variant>,
+    programs: Vec<Variant>,
 }
 
 impl Ladder {
@@ -38,8 +38,17 @@ impl Ladder {
             cpu,
             interface: nix::net::if_::if_nametoindex(EXT)?,
             sequence: FIRST_SEQUENCE,
-            _programs: programs,
+            programs,
         })
+    }
+
+    /// Instructions that the verifier went through, of each program.
+    pub(crate) fn verified(&self) -> Result<Vec<u32>> {
+        let infos = self.programs.iter().map(|program| {
+            let info = program.program()?.info()?;
+            Ok(info.verified_instruction_count().unwrap_or(0))
+        });
+        infos.collect()
     }
 
     /// What one trigger takes in nanoseconds, of so many one after the other for this many sessions in turn (a

@@ -54,15 +54,7 @@ impl Variant {
     /// Takes over the first `count` sessions, if sessions are what is kept otherwise.
     pub(crate) fn new(gateway: &Gateway, otherwise: Otherwise, count: u32) -> Result<Self> {
         let pins = &gateway.settings.pin_dir;
-        let nic = &gateway.settings.nics[0];
-        let ipv4 = nic.ipv4.context("triggers are sent by IPv4")?;
-        let config = NicConfig {
-            trigger_port: gateway.settings.trigger_port.to_be_bytes(),
-            takes: NicConfig::IPV4,
-            ipv4: ipv4.octets(),
-            ..NicConfig::default()
-        };
-        let config: [u8; size_of::<NicConfig>()] = bytemuck::must_cast(config);
+        let config: [u8; size_of::<NicConfig>()] = bytemuck::must_cast(nic_config(gateway)?);
         let out = if_nametoindex(INT)?;
         let least = least(otherwise == Otherwise::LeastWithoutTag);
         let mut loader = EbpfLoader::new();
@@ -137,6 +129,24 @@ impl Variant {
         })?;
         Ok((result.return_value, result.duration))
     }
+}
+
+/// What push is told of the NIC that triggers come in by.
+pub(crate) fn nic_config(gateway: &Gateway) -> Result<NicConfig> {
+    let nic = &gateway.settings.nics[0];
+    Ok(NicConfig {
+        trigger_port: gateway.settings.trigger_port.to_be_bytes(),
+        takes: NicConfig::IPV4 | NicConfig::IPV6,
+        ipv4: nic
+            .ipv4
+            .context("no address for triggers by IPv4")?
+            .octets(),
+        ipv6: nic
+            .ipv6
+            .context("no address for triggers by IPv6")?
+            .octets(),
+        ..NicConfig::default()
+    })
 }
 
 /// What the least that does the job is told, for devices behind the other NIC.

@@ -23,6 +23,9 @@ pub struct Row {
     pub baseline: Option<String>,
     /// How many times the baseline it is.
     pub ratio: Option<f64>,
+    /// Whether it is the same each time, whatever else the machine does.
+    #[serde(skip)]
+    is_counted: bool,
 }
 
 /// A figure that has been counted, or measured.
@@ -65,6 +68,7 @@ impl Row {
             spread,
             baseline: None,
             ratio: None,
+            is_counted: matches!(figure, Some(Figure::Counted(_))),
         }
     }
 
@@ -78,8 +82,11 @@ impl Row {
         }
     }
 
-    /// Takes the figure back: what it was measured among was too noisy.
+    /// Takes the figure back, unless it was counted: what it was measured among was too noisy.
     pub fn withhold(&mut self) {
+        if self.is_counted {
+            return;
+        }
         self.value = None;
         self.spread = None;
         self.ratio = None;
@@ -107,6 +114,9 @@ impl Row {
         let Some(value) = self.value else {
             return "too noisy".to_owned();
         };
+        if self.spread.is_none() && value.fract() == 0.0 {
+            return format!("{value}");
+        }
         let spread = self.spread.map_or_else(String::new, |[lower, upper]| {
             format!(" ({}–{})", three_digits(lower), three_digits(upper))
         });
@@ -142,5 +152,18 @@ mod tests {
         assert_eq!(object["value"], 2.0);
         assert_eq!(object["spread"], json!([1.5, 2.5]));
         assert_eq!(object["ratio"], 2.0);
+    }
+
+    #[test]
+    fn noise_takes_back_what_was_measured_but_not_what_was_counted() {
+        let cases = [
+            (Figure::Counted(7_269), "7269"),
+            (Figure::Once(2.5), "too noisy"),
+        ];
+        for (figure, expected) in cases {
+            let mut row = Row::new(Suite::Path, "ext", "verified", Some(figure), "");
+            row.withhold();
+            assert_eq!(row.figure(), expected);
+        }
     }
 }

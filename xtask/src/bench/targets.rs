@@ -24,7 +24,15 @@ enum Bound {
     ValueAtMost(f64),
 }
 
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 13] = [
+    Target {
+        promise: "instructions that the verifier goes through, for a NIC of triggers",
+        suite: Suite::Path,
+        name: "ext",
+        metric: "verified",
+        bound: Bound::ValueAtMost(3000.0),
+        least: None,
+    },
     Target {
         promise: "all of a trigger's way but its tag, against the tag",
         suite: Suite::Path,
@@ -36,7 +44,7 @@ const TARGETS: [Target; 12] = [
     Target {
         promise: "a forged trigger, against a good one",
         suite: Suite::Path,
-        name: "bad tag",
+        name: "refused, bad_tag",
         metric: "time over the floor",
         bound: Bound::RatioAtMost(1.0),
         least: None,
