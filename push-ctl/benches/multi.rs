@@ -14,15 +14,20 @@ mod gateway;
 mod ground;
 mod shared;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use gateway::sh;
 use ground::Ground;
 use ground::rig::{Rig, Turn, with_table};
 use ground::route::{Route, Shape, install};
-use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
+use push_common::tag::{Mac, TagKey};
 use shared::{Arguments, Measured};
+use std::hint::black_box;
 use std::process::ExitCode;
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
 use xtask::bench::{Figure, NOISY_FLOOR, Progress, Round, Row, Suite};
 
 /// Sessions of each CPU.
@@ -38,6 +43,11 @@ const OTHER: usize = 1;
 const BOTH: usize = 2;
 const ONE_OF_SHARED: usize = 3;
 const SHARED: usize = 4;
+const ARITHMETIC: usize = 5;
+const ARITHMETIC_ON_BOTH: usize = 6;
+
+/// Words of arithmetic.
+const WORDS: u64 = 8_000_000;
 
 /// The name of what a row is compared with, and how many frames a round had of it.
 type Baseline<'a> = (&'a str, &'a dyn Fn(&Round) -> f64);
@@ -101,6 +111,8 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
                 refused = refused.max(lost as f64 / outcome.sent as f64 * 100.0);
             }
         }
+        competitors.push(ns_per_word(&cpus[..1])?);
+        competitors.push(ns_per_word(&cpus)?);
         if round > 0 {
             measured.push(Round {
                 floor: competitors[ONE].max(competitors[OTHER]),
@@ -114,7 +126,12 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
         let figure = quiet
             .as_ref()
             .map(|quiet| Figure::Measured(quiet.quartiles(rate)));
-        let row = Row::new(Suite::Multi, name, "delivered", figure, "Mpps");
+        let (metric, unit) = if index < ARITHMETIC {
+            ("delivered", "Mpps")
+        } else {
+            ("words absorbed", "M/s")
+        };
+        let row = Row::new(Suite::Multi, name, metric, figure, unit);
         match baseline {
             None => row,
             Some((baseline, of)) => {
@@ -128,6 +145,7 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
     let mean =
         |round: &Round| (1e3 / round.competitors[ONE] + 1e3 / round.competitors[OTHER]) / 2.0;
     let of_shared = |round: &Round| 1e3 / round.competitors[ONE_OF_SHARED];
+    let of_arithmetic = |round: &Round| 1e3 / round.competitors[ARITHMETIC];
     let too_old = quiet.as_ref().map(|_| Figure::Once(refused));
     let rows = vec![
         row("one CPU", ONE, None),
@@ -150,6 +168,12 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
             too_old,
             "%",
         ),
+        row("one CPU, arithmetic alone", ARITHMETIC, None),
+        row(
+            "two CPUs, arithmetic alone",
+            ARITHMETIC_ON_BOTH,
+            Some(("one CPU, arithmetic alone", &of_arithmetic)),
+        ),
     ];
     Ok(Measured {
         heading: format!(
@@ -158,4 +182,43 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
         rows,
         is_quiet: quiet.is_some(),
     })
+}
+
+/// What a word takes that goes into a tag, on these CPUs at the same time, over all of them. Nothing of it is in
+/// memory, so nothing but the CPUs' own arithmetic is shared: two threads of one core don't have twice of it.
+fn ns_per_word(cpus: &[usize]) -> Result<f64> {
+    let begin = Barrier::new(cpus.len());
+    let absorb = |cpu: usize| {
+        let mut only = CpuSet::new();
+        only.set(cpu)?;
+        sched_setaffinity(Pid::from_raw(0), &only)?;
+        begin.wait();
+        let begun = Instant::now();
+        let mut mac = Mac::new(TagKey::from_bytes([1; 16]));
+        for word in 0..WORDS {
+            mac.absorb_word(word);
+        }
+        black_box(mac.finish(0, 0));
+        Ok(begun.elapsed())
+    };
+    let took = thread::scope(|scope| {
+        let running: Vec<_> = cpus
+            .iter()
+            .map(|&cpu| {
+                scope.spawn({
+                    let absorb = &absorb;
+                    move || absorb(cpu)
+                })
+            })
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| {
+                let joined = thread.join();
+                joined.map_err(|_| anyhow!("a thread panicked"))?
+            })
+            .collect::<Result<Vec<Duration>>>()
+    })?;
+    let longest = took.into_iter().max().context("there are CPUs")?;
+    Ok(longest.as_nanos() as f64 / (WORDS * cpus.len() as u64) as f64)
 }

@@ -118,7 +118,7 @@ pub(super) fn write(
     }
     page += "</table>\n";
     if !fared.is_empty() {
-        page += "<h2>Targets</h2>\n<table>\n<tr><th>what<th>wanted<th>got<th>the least<th>\n";
+        page += "<h2>Targets</h2>\n<table>\n<tr><th>what<th>wanted<th>got<th>what bounds it<th>\n";
         for one in fared {
             let class = if one.is_met == Some(true) {
                 ""
@@ -131,7 +131,7 @@ pub(super) fn write(
                 escaped(one.promise),
                 escaped(&one.wanted),
                 one.got.as_deref().unwrap_or("–"),
-                one.least.as_deref().unwrap_or_default(),
+                one.bounded_by.as_deref().unwrap_or_default(),
                 one.verdict()
             )?;
         }
@@ -252,7 +252,7 @@ pub(super) fn into_readme(machine: &Machine, fared: &[Fared]) -> Result<()> {
 
 fn markdown(machine: &Machine, fared: &[Fared]) -> String {
     let mut text = String::from(
-        "| what | wanted | measured | | the least |\n| --- | ---: | ---: | --- | ---: |\n",
+        "| what | wanted | measured | | what bounds it |\n| --- | ---: | ---: | --- | --- |\n",
     );
     for one in fared {
         let _ = writeln!(
@@ -262,7 +262,7 @@ fn markdown(machine: &Machine, fared: &[Fared]) -> String {
             one.wanted,
             one.got.as_deref().unwrap_or("–"),
             one.verdict(),
-            one.least.as_deref().unwrap_or_default()
+            one.bounded_by.as_deref().unwrap_or_default()
         );
     }
     let facts = machine
