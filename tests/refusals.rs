@@ -6,6 +6,8 @@ use crate::datagram::{
     DEVICES, Datagram, ETHERNET, HEADER, IPV4, IPV6, Session, UDP, changed, changed_ip,
 };
 use crate::gateway::{EXT, Gateway, SLOTS};
+use aya::maps::{Array, Map, MapData};
+use push_common::maps::{SESSIONS, SessionRecord};
 use push_common::replay::SEQUENCE_BITS;
 use push_common::tag::TagKey;
 use push_common::verdict::Verdict;
@@ -23,26 +25,33 @@ fn each_refused_packet_gets_its_verdict_and_stays_as_it_was() {
             let mut rows = what_is_not_ours(&mut session);
             rows.extend(what_is_malformed(&mut session));
             rows.extend(what_is_not_authorised(&mut session));
+            let before = record(&gateway, slot);
             for (name, frame, expected) in rows {
                 let (verdict, out) = gateway.send(EXT, &frame);
                 assert_eq!(verdict, expected, "{device}: {name}");
                 assert_eq!(out, frame, "{device}: {name}: the frame was changed");
+                // Not one that is forged, either.
+                assert_eq!(
+                    record(&gateway, slot),
+                    before,
+                    "{device}: {name}: it has written to the session"
+                );
             }
-            assert_eq!(
-                session.packets(&gateway),
-                0,
-                "a refused packet was counted for the session"
-            );
-            assert!(
-                gateway
-                    .dataplane
-                    .session_counters(session.image.id)
-                    .unwrap()
-                    .last_delivered_ago
-                    .is_none()
-            );
+            let good = session.datagram(b"").frame();
+            assert_eq!(gateway.send(EXT, &good).0, Verdict::Redirected);
+            assert_ne!(record(&gateway, slot), before, "{device}: a good one does");
+            let packets = session.packets(&gateway);
+            assert_eq!(packets, 1, "a refused packet was counted for the session");
         }
     });
+}
+
+/// The record of a session as it lies in the table.
+fn record(gateway: &Gateway, slot: u32) -> [u8; size_of::<SessionRecord>()] {
+    let pin = gateway.settings.pin_dir.join(SESSIONS);
+    let table = Map::Array(MapData::from_pin(pin).unwrap());
+    let table: Array<_, _> = Array::try_from(table).unwrap();
+    table.get(&slot, 0).unwrap()
 }
 
 pub(crate) fn what_is_not_ours(session: &mut Session) -> Vec<Row> {

@@ -24,7 +24,7 @@ mod ground;
 #[expect(dead_code, reason = "tests need more of it")]
 mod interpreter;
 #[path = "../../tests/refusals.rs"]
-#[expect(unused_imports, reason = "tests need more of it")]
+#[expect(dead_code, unused_imports, reason = "tests need more of it")]
 mod refusals;
 mod shared;
 
