@@ -15,7 +15,6 @@ mod datagram;
 #[path = "../../tests/gateway.rs"]
 #[expect(dead_code, reason = "tests need more of it")]
 mod gateway;
-#[expect(dead_code, reason = "other benchmarks need more of it")]
 mod shared;
 
 use anyhow::{Context, Result, ensure};
@@ -33,7 +32,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Instant;
-use xtask::bench::{Figure, Progress, Quartiles, Row, Suite, pin};
+use xtask::bench::{Figure, Round, Rounds, Row, Suite, pin};
 
 const SLOTS: u32 = 1 << 20;
 const ROUNDS: usize = 7;
@@ -56,33 +55,35 @@ fn main() -> ExitCode {
     shared::main(Suite::Control, run)
 }
 
-fn run(_: &Arguments) -> Result<Measured> {
+fn run(arguments: &Arguments) -> Result<Measured> {
     let (sender, receiver) = mpsc::channel();
     Gateway::run(move |gateway| {
         let _ = sender.send(measure(gateway));
     });
     let rounds = receiver.recv().context("nothing was measured")??;
-    let of = |figures: &dyn Fn(&[f64; WAYS.len()]) -> f64| {
-        let figures: Vec<_> = rounds.iter().map(figures).collect();
-        Quartiles::of(&figures)
-    };
+    let (kept, quiet) = arguments.quiet(&rounds);
+    let per_s = |round: &Round, way: usize| f64::from(SLOTS) / round.competitors[way];
+    let of = |figures: &dyn Fn(&Round) -> f64| quiet.as_ref().map(|quiet| quiet.quartiles(figures));
     let rows: Vec<_> = (0..WAYS.len())
         .map(|way| {
-            let rate = of(&|round| round[way]).map(Figure::Measured);
-            let ratio = of(&|round| round[way] / round[0]).map(|ratio| ratio.median);
+            let rate = of(&|round| per_s(round, way)).map(Figure::Measured);
+            let ratio = of(&|round| per_s(round, way) / per_s(round, 0)).map(|ratio| ratio.median);
             Row::new(Suite::Control, WAYS[way], "sessions loaded", rate, "1/s")
                 .compared(WAYS[0], ratio)
         })
         .collect();
     Ok(Measured {
-        heading: format!("load: {ROUNDS} rounds of {SLOTS} sessions each way"),
+        heading: format!(
+            "load: {kept} of {} rounds count, of {SLOTS} sessions each way",
+            rounds.all
+        ),
         rows,
-        is_quiet: true,
+        is_quiet: quiet.is_some(),
     })
 }
 
-/// Sessions per second, by way and round.
-fn measure(gateway: Gateway) -> Result<Vec<[f64; WAYS.len()]>> {
+/// Seconds that all sessions take, by way and round.
+fn measure(gateway: Gateway) -> Result<Rounds> {
     pin()?;
     let mut gateway = gateway.restarted_with(|settings| {
         // A table keeps its size: this is another one.
@@ -93,11 +94,8 @@ fn measure(gateway: Gateway) -> Result<Vec<[f64; WAYS.len()]>> {
     });
     let mut table = Table::open(&gateway.settings.pin_dir.join(SESSIONS))?;
     let records = vec![record(); SLOTS as usize];
-    let progress = Progress::new("load", ROUNDS);
-    let mut rounds = Vec::new();
     // The first one warms up: the kernel makes the table's pages when they are touched first.
-    for round in 0..=ROUNDS {
-        progress.at(round);
+    Rounds::measure("load", ROUNDS, || {
         let ways = [
             timed(|| table.one_by_one(&records))?,
             timed(|| table.in_batches(&records))?,
@@ -112,17 +110,18 @@ fn measure(gateway: Gateway) -> Result<Vec<[f64; WAYS.len()]>> {
                 })
             })?,
         ];
-        if round > 0 {
-            rounds.push(ways);
-        }
-    }
-    Ok(rounds)
+        Ok(Round {
+            // What needs nothing but memory.
+            floor: ways[2],
+            competitors: ways.to_vec(),
+        })
+    })
 }
 
 fn timed(load: impl FnOnce() -> Result<()>) -> Result<f64> {
     let begun = Instant::now();
     load()?;
-    Ok(f64::from(SLOTS) / begun.elapsed().as_secs_f64())
+    Ok(begun.elapsed().as_secs_f64())
 }
 
 /// One that no trigger is for.

@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
-use xtask::bench::{Figure, NOISY_FLOOR, Progress, Round, Row, Suite};
+use xtask::bench::{Figure, NOISY_FLOOR, Round, Rounds, Row, Suite};
 
 /// Sessions of each CPU.
 const SESSIONS: u32 = 1024;
@@ -96,30 +96,24 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
         one_session(&cpus[..1]),
         one_session(&cpus),
     ];
-    let mut measured = Vec::new();
     let mut refused = 0.0_f64;
-    let progress = Progress::new("multi", rounds);
-    // The first one warms up.
-    for round in 0..=rounds {
-        progress.at(round);
+    let measured = Rounds::measure("multi", rounds, || {
         let mut competitors = Vec::new();
         for (index, turn) in turns.iter().enumerate() {
             let outcome = ground.turn(turn)?;
             competitors.push(outcome.ns_per_frame());
-            if index == SHARED && round > 0 {
+            if index == SHARED {
                 let lost = outcome.sent - outcome.arrived;
                 refused = refused.max(lost as f64 / outcome.sent as f64 * 100.0);
             }
         }
         competitors.push(ns_per_word(&cpus[..1])?);
         competitors.push(ns_per_word(&cpus)?);
-        if round > 0 {
-            measured.push(Round {
-                floor: competitors[ONE].max(competitors[OTHER]),
-                competitors,
-            });
-        }
-    }
+        Ok(Round {
+            floor: competitors[ONE].max(competitors[OTHER]),
+            competitors,
+        })
+    })?;
     let (kept, quiet) = arguments.quiet(&measured);
     let row = |name: &str, index: usize, baseline: Option<Baseline<'_>>| {
         let rate = |round: &Round| 1e3 / round.competitors[index];
@@ -177,7 +171,8 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
     ];
     Ok(Measured {
         heading: format!(
-            "multi: {kept} of {rounds} rounds count, in which no CPU alone took more than {NOISY_FLOOR} times its best; {FRAMES} live frames a CPU and turn, {SESSIONS} sessions each"
+            "multi: {kept} of {} rounds count, in which no CPU alone took more than {NOISY_FLOOR} times its best; {FRAMES} live frames a CPU and turn, {SESSIONS} sessions each",
+            measured.all
         ),
         rows,
         is_quiet: quiet.is_some(),

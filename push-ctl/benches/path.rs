@@ -46,7 +46,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
-use xtask::bench::{Figure, NOISY_FLOOR, Progress, Quartiles, Quiet, Round, Row, Suite, pin};
+use xtask::bench::{Figure, NOISY_FLOOR, Quartiles, Quiet, Round, Rounds, Row, Suite, pin};
 
 const ROUNDS: usize = 101;
 const SHORT_ROUNDS: usize = 31;
@@ -300,7 +300,7 @@ struct Measured {
     verified: Vec<u32>,
     /// The competitors by name, and the instructions that each executes.
     competitors: Vec<(String, u32)>,
-    rounds: Vec<Round>,
+    rounds: Rounds,
 }
 
 /// The programs up to each step, and all of it.
@@ -319,11 +319,8 @@ fn measure(gateway: &mut Gateway, count: usize) -> Result<Measured> {
     let (mut floor, mut competitors) = competitors(gateway)?;
     let mut ladder = ladder(gateway, cpu)?;
     let attached = gateway.dataplane.prober(EXT)?;
-    let mut rounds = Vec::new();
-    let progress = Progress::new("path", count);
-    // The first one warms up, and proves that every row is what it says.
-    for round in 0..=count {
-        progress.at(round);
+    // Each of them proves that every row is what it says.
+    let rounds = Rounds::measure("path", count, || {
         let mut medians = Vec::new();
         for step in 0..LADDER {
             let before = packets(gateway)?;
@@ -349,13 +346,11 @@ fn measure(gateway: &mut Gateway, count: usize) -> Result<Measured> {
         for competitor in &mut competitors {
             medians.push(competitor.median_ns(gateway, &attached)?);
         }
-        if round > 0 {
-            rounds.push(Round {
-                floor,
-                competitors: medians,
-            });
-        }
-    }
+        Ok(Round {
+            floor,
+            competitors: medians,
+        })
+    })?;
     let mut interpreter = Interpreter::new(&nic_config(gateway)?, &gateway.settings.pin_dir);
     let interface = nix::net::if_::if_nametoindex(EXT)?;
     let competitors = competitors.into_iter().map(|mut competitor| {
@@ -452,9 +447,7 @@ impl Measured {
             "path: {kept} of {} rounds count, whose floor was at most {NOISY_FLOOR} times the best one: {RUNS} runs a row, each of a fresh frame (BPF_PROG_TEST_RUN), on CPU {}\n\
              floor: the program if it ends where it begins, reading the clock included\n\
              sessions: {} in a table of {SLOTS} slots, so few that all are in the CPU's cache",
-            self.rounds.len(),
-            self.cpu,
-            self.sessions
+            self.rounds.all, self.cpu, self.sessions
         );
         for (nic, _) in &self.nics {
             let triggers = if nic.takes_triggers {

@@ -26,7 +26,7 @@ use ground::variant::{Otherwise, Variant};
 use shared::{Arguments, Measured};
 use std::process::ExitCode;
 use std::time::Duration;
-use xtask::bench::{Figure, NOISY_FLOOR, Progress, Round, Row, Suite, pin};
+use xtask::bench::{Figure, NOISY_FLOOR, Round, Rounds, Row, Suite, pin};
 
 const SESSIONS: u32 = 1024;
 /// Frames by which is estimated how long one takes.
@@ -83,23 +83,17 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
             Ok(Turn::on(cpu, (frames as u32).max(TRIAL)))
         })
         .collect::<Result<Vec<_>>>()?;
-    let mut measured = Vec::new();
-    let progress = Progress::new("peers", rounds);
-    // The first one warms up.
-    for round in 0..=rounds {
-        progress.at(round);
+    let measured = Rounds::measure("peers", rounds, || {
         let times = grounds
             .iter()
             .zip(&turns)
             .map(|(ground, turn)| Ok(ground.turn(turn)?.ns_per_frame()))
             .collect::<Result<Vec<_>>>()?;
-        if round > 0 {
-            measured.push(Round {
-                floor: times[BARE],
-                competitors: times,
-            });
-        }
-    }
+        Ok(Round {
+            floor: times[BARE],
+            competitors: times,
+        })
+    })?;
     let (kept, quiet) = arguments.quiet(&measured);
     let mut rows = Vec::new();
     for (index, ground) in grounds.iter().enumerate() {
@@ -137,7 +131,8 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
     ));
     Ok(Measured {
         heading: format!(
-            "peers: {kept} of {rounds} rounds count, in which the bare redirect took no more than {NOISY_FLOOR} times its best; live frames of 82 bytes, {SESSIONS} sessions in turn, all on CPU {cpu}"
+            "peers: {kept} of {} rounds count, in which the bare redirect took no more than {NOISY_FLOOR} times its best; live frames of 82 bytes, {SESSIONS} sessions in turn, all on CPU {cpu}",
+            measured.all
         ),
         rows,
         is_quiet: quiet.is_some(),

@@ -27,7 +27,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
-use xtask::bench::{Figure, Progress, Quartiles, Quiet, Round, Row, Suite, pin};
+use xtask::bench::{Figure, Quartiles, Quiet, Round, Rounds, Row, Suite, pin};
 
 /// So many sessions each: two that fit a CPU's caches, one at their edge, two that don't.
 const COUNTS: [u32; 5] = [1, 1024, 65_536, 1_000_000, 10_000_000];
@@ -58,8 +58,8 @@ fn run(arguments: &Arguments) -> Result<shared::Measured> {
     let (kept, quiet) = arguments.quiet(&measured.rounds);
     Ok(shared::Measured {
         heading: format!(
-            "scale: {kept} of {rounds} rounds count, of {RUNS} triggers each (BPF_PROG_TEST_RUN), on CPU {}",
-            measured.cpu
+            "scale: {kept} of {} rounds count, of {RUNS} triggers each (BPF_PROG_TEST_RUN), on CPU {}",
+            measured.rounds.all, measured.cpu
         ),
         rows: measured.rows(counts, quiet.as_ref()),
         is_quiet: quiet.is_some(),
@@ -72,7 +72,7 @@ struct Measured {
     table_bytes: u64,
     slots: u32,
     installed_per_s: f64,
-    rounds: Vec<Round>,
+    rounds: Rounds,
 }
 
 fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> {
@@ -99,11 +99,7 @@ fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> 
     let mut sequence = session(1).sequence;
     let mut out = Vec::new();
     let mut random = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut measured = Vec::new();
-    let progress = Progress::new("scale", rounds);
-    // The first one warms up.
-    for round in 0..=rounds {
-        progress.at(round);
+    let measured = Rounds::measure("scale", rounds, || {
         let mut frames = vec![arp.clone(); RUNS];
         let floor = median_ns(|frame| others.run(frame, &mut out), &frames, PASS)?;
         let mut competitors = Vec::new();
@@ -123,10 +119,8 @@ fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> 
             let by_hash = median_ns(|frame| hash.run(frame, &mut out), &fresh(), REDIRECT)?;
             competitors.extend([by_array, by_hash]);
         }
-        if round > 0 {
-            measured.push(Round { floor, competitors });
-        }
-    }
+        Ok(Round { floor, competitors })
+    })?;
     Ok(Measured {
         cpu,
         table_bytes,

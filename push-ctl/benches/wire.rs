@@ -25,7 +25,7 @@ use ground::route::{Route, Shape, install};
 use ground::variant::{Otherwise, Variant};
 use shared::{Arguments, Measured};
 use std::process::ExitCode;
-use xtask::bench::{Figure, NOISY_FLOOR, Progress, Quartiles, Round, Row, Suite, pin};
+use xtask::bench::{Figure, NOISY_FLOOR, Progress, Quartiles, Round, Rounds, Row, Suite, pin};
 
 /// Few enough that all are in the CPU's cache.
 const FEW: u32 = 1024;
@@ -93,22 +93,16 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
         competitor(CEILING_BACK, 4, 2, &all),
         competitor("push, sent back", 4, 3, &all),
     ];
-    let mut measured = Vec::new();
-    let progress = Progress::new("wire", rounds);
-    // The first one warms up.
-    for round in 0..=rounds {
-        progress.at(round);
+    let measured = Rounds::measure("wire", rounds, || {
         let times = competitors
             .iter()
             .map(|it| Ok(grounds[it.ground].turn(&it.turn)?.ns_per_frame()))
             .collect::<Result<Vec<_>>>()?;
-        if round > 0 {
-            measured.push(Round {
-                floor: times[0],
-                competitors: times,
-            });
-        }
-    }
+        Ok(Round {
+            floor: times[0],
+            competitors: times,
+        })
+    })?;
     let (kept, quiet) = arguments.quiet(&measured);
     let mut rows = Vec::new();
     for (index, competitor) in competitors.iter().enumerate() {
@@ -136,7 +130,8 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
     )?);
     Ok(Measured {
         heading: format!(
-            "wire: {kept} of {rounds} rounds count, in which the bare redirect took no more than {NOISY_FLOOR} times its best; {FRAMES} live frames of 82 bytes a turn, {FEW} sessions in turn if not said otherwise, all on CPU {cpu}"
+            "wire: {kept} of {} rounds count, in which the bare redirect took no more than {NOISY_FLOOR} times its best; {FRAMES} live frames of 82 bytes a turn, {FEW} sessions in turn if not said otherwise, all on CPU {cpu}",
+            measured.all
         ),
         rows,
         is_quiet: quiet.is_some(),

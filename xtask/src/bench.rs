@@ -18,7 +18,7 @@ mod turns;
 pub use others::{Others, Took};
 pub use row::{Figure, Row};
 pub use statistics::{NOISY_FLOOR, Quartiles, Quiet, Round};
-pub use turns::{Progress, pin};
+pub use turns::{Progress, Rounds, pin};
 
 use crate::{child, setup, workspace};
 use anyhow::{Context, Result, bail, ensure};
@@ -154,6 +154,7 @@ fn build() -> Result<()> {
         .status()
         .with_context(|| format!("cannot run `{line}`"))?;
     ensure!(status.success(), "`{line}` failed");
+    workspace::build_push_ctl()?;
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use clap::Parser;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use xtask::bench::{Others, Quiet, Round, Row, Suite};
+use xtask::bench::{Others, Quiet, Rounds, Row, Suite};
 
 #[derive(Parser)]
 pub(crate) struct Arguments {
@@ -15,7 +15,7 @@ pub(crate) struct Arguments {
     /// Fewer rounds.
     #[arg(long)]
     pub(crate) short: bool,
-    /// Show figures of a run that was too noisy, too, and of all of its rounds: for work on a benchmark.
+    /// Show figures of a run that was too noisy, too: for work on a benchmark.
     #[arg(long, conflicts_with = "json")]
     noisy: bool,
     /// Cargo passes it to each benchmark.
@@ -25,11 +25,12 @@ pub(crate) struct Arguments {
 
 impl Arguments {
     /// The rounds that count, and how many they are.
-    pub(crate) fn quiet(&self, rounds: &[Round]) -> (usize, Option<Quiet>) {
-        if self.noisy {
-            return (rounds.len(), Some(Quiet::all(rounds)));
+    pub(crate) fn quiet(&self, rounds: &Rounds) -> (usize, Option<Quiet>) {
+        let undisturbed = &rounds.undisturbed;
+        if self.noisy && !undisturbed.is_empty() {
+            return (undisturbed.len(), Some(Quiet::all(undisturbed)));
         }
-        Quiet::of(rounds)
+        Quiet::of(undisturbed, rounds.wanted)
     }
 }
 
@@ -42,8 +43,7 @@ pub(crate) struct Measured {
     pub(crate) is_quiet: bool,
 }
 
-/// Runs a benchmark: prints its rows, and writes them where they are asked for. Figures of a run in which others
-/// took too much are withheld.
+/// Runs a benchmark: prints its rows, and writes them where they are asked for.
 pub(crate) fn main(suite: Suite, measure: impl FnOnce(&Arguments) -> Result<Measured>) -> ExitCode {
     match run(suite, measure) {
         Ok(()) => ExitCode::SUCCESS,
@@ -64,20 +64,16 @@ fn run(suite: Suite, measure: impl FnOnce(&Arguments) -> Result<Measured>) -> Re
     } = measure(&arguments)?;
     let others = others.took()?;
     println!("\n{heading}; meanwhile, {others}\n");
-    if others.is_too_much() && !arguments.noisy {
-        rows.iter_mut().for_each(Row::withhold);
-    }
     Row::print(&rows);
     rows.push(others.to_row(suite));
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string(&rows)?;
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    if others.is_too_much() {
-        bail!("{others}: too much for figures; try again when less is running on this machine");
-    }
     if !is_quiet {
-        bail!("the machine was too noisy for a figure; try again when less is running on it");
+        bail!(
+            "the machine was too noisy for a figure ({others}); try again when less is running on it"
+        );
     }
     Ok(())
 }

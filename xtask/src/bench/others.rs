@@ -8,6 +8,7 @@ use nix::sys::time::TimeValLike as _;
 use nix::unistd::{SysconfVar, sysconf};
 use std::fmt;
 use std::fs;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// What others may take of one CPU, in percent.
@@ -49,6 +50,21 @@ impl Others {
             begun: Instant::now(),
             before: Taken::now()?,
         })
+    }
+
+    /// Whether what was measured up to now, in one round, should not count. The kernel tells of time in ticks: one
+    /// of each CPU may be nobody's.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel doesn't tell.
+    pub fn disturbed(&self) -> Result<bool> {
+        let per_second = sysconf(SysconfVar::CLK_TCK)?.context("the clock ticks")?;
+        let cpus = thread::available_parallelism()?.get();
+        let ticks_s = cpus as f64 / per_second as f64;
+        let took = self.took()?;
+        let of_ticks = ticks_s * 100.0 / self.begun.elapsed().as_secs_f64();
+        Ok(took.here + took.elsewhere - of_ticks > TOO_MUCH)
     }
 
     /// Up to now.
@@ -118,12 +134,6 @@ fn ticks_of_soft_interrupts(stat: &str) -> Option<u64> {
 }
 
 impl Took {
-    /// Whether nothing that was measured meanwhile should be believed.
-    #[must_use]
-    pub fn is_too_much(&self) -> bool {
-        self.here + self.elsewhere > TOO_MUCH
-    }
-
     /// The same for programs.
     #[must_use]
     pub fn to_row(&self, suite: Suite) -> Row {

@@ -23,9 +23,6 @@ pub struct Row {
     pub baseline: Option<String>,
     /// How many times the baseline it is.
     pub ratio: Option<f64>,
-    /// Whether it is the same each time, whatever else the machine does.
-    #[serde(skip)]
-    is_counted: bool,
 }
 
 /// A figure that has been counted, or measured.
@@ -68,7 +65,6 @@ impl Row {
             spread,
             baseline: None,
             ratio: None,
-            is_counted: matches!(figure, Some(Figure::Counted(_))),
         }
     }
 
@@ -80,16 +76,6 @@ impl Row {
             ratio,
             ..self
         }
-    }
-
-    /// Takes the figure back, unless it was counted: what it was measured among was too noisy.
-    pub fn withhold(&mut self) {
-        if self.is_counted {
-            return;
-        }
-        self.value = None;
-        self.spread = None;
-        self.ratio = None;
     }
 
     /// Prints rows as a table.
@@ -152,18 +138,5 @@ mod tests {
         assert_eq!(object["value"], 2.0);
         assert_eq!(object["spread"], json!([1.5, 2.5]));
         assert_eq!(object["ratio"], 2.0);
-    }
-
-    #[test]
-    fn noise_takes_back_what_was_measured_but_not_what_was_counted() {
-        let cases = [
-            (Figure::Counted(7_269), "7269"),
-            (Figure::Once(2.5), "too noisy"),
-        ];
-        for (figure, expected) in cases {
-            let mut row = Row::new(Suite::Path, "ext", "verified", Some(figure), "");
-            row.withhold();
-            assert_eq!(row.figure(), expected);
-        }
     }
 }

@@ -26,15 +26,15 @@ pub struct Quiet {
 
 impl Quiet {
     /// Throws out each round whose floor is more than [`NOISY_FLOOR`] times the best. Tells how many
-    /// are left, and gives them unless that is fewer than half of all.
+    /// are left, and gives them unless that is fewer than half of those that were `wanted`.
     #[must_use]
-    pub fn of(rounds: &[Round]) -> (usize, Option<Self>) {
+    pub fn of(rounds: &[Round], wanted: usize) -> (usize, Option<Self>) {
         let best = rounds.iter().map(|round| round.floor).reduce(f64::min);
         let limit = best.unwrap_or_default() * NOISY_FLOOR;
         let quiet = rounds.iter().filter(|round| round.floor <= limit);
         let quiet: Vec<_> = quiet.cloned().collect();
         let kept = quiet.len();
-        let enough = kept > 0 && kept * 2 >= rounds.len();
+        let enough = kept > 0 && kept * 2 >= wanted;
         (kept, enough.then_some(Self { rounds: quiet }))
     }
 
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn rounds_with_a_high_floor_are_thrown_out_and_counted() {
         let rounds = with_floors(&[100.0, 116.0, 114.0, 300.0, 104.0]);
-        let (kept, quiet) = Quiet::of(&rounds);
+        let (kept, quiet) = Quiet::of(&rounds, rounds.len());
         assert_eq!(kept, 3);
         assert_eq!(quiet.unwrap().rounds, with_floors(&[100.0, 114.0, 104.0]));
     }
@@ -182,7 +182,7 @@ mod tests {
             (&[], 0, false),
         ];
         for (floors, left, is_enough) in rows {
-            let (kept, quiet) = Quiet::of(&with_floors(floors));
+            let (kept, quiet) = Quiet::of(&with_floors(floors), floors.len());
             assert_eq!((kept, quiet.is_some()), (left, is_enough), "{floors:?}");
         }
     }

@@ -1,5 +1,6 @@
 //! What benchmarks have in common whose competitors take turns.
 
+use super::{Others, Quiet, Round};
 use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -21,6 +22,59 @@ pub fn pin() -> Result<usize> {
     only.set(cpu)?;
     sched_setaffinity(this_thread, &only)?;
     Ok(cpu)
+}
+
+/// How many times the rounds that are wanted are measured at most.
+const MOST_TIMES: usize = 4;
+
+/// What a benchmark has measured, round by round.
+#[derive(Clone, Debug)]
+pub struct Rounds {
+    /// Those in which others took no more of the CPUs than they may.
+    pub undisturbed: Vec<Round>,
+    /// How many there were.
+    pub all: usize,
+    /// How many were to count.
+    pub wanted: usize,
+}
+
+impl Rounds {
+    /// Measures until as many rounds as are `wanted` count, as [`Quiet`] and [`Others`] have it, or four times as
+    /// many were measured. The first one only warms up.
+    ///
+    /// # Errors
+    ///
+    /// As `measure` has them.
+    pub fn measure(
+        name: &'static str,
+        wanted: usize,
+        mut measure: impl FnMut() -> Result<Round>,
+    ) -> Result<Self> {
+        let progress = Progress::new(name, wanted);
+        progress.at(0);
+        measure()?;
+        let mut undisturbed = Vec::new();
+        let (mut all, mut counted) = (0, 0);
+        while counted < wanted && all < wanted * MOST_TIMES {
+            let others = Others::watch()?;
+            let round = measure()?;
+            all += 1;
+            if others.disturbed()? {
+                continue;
+            }
+            undisturbed.push(round);
+            let (now, _) = Quiet::of(&undisturbed, wanted);
+            if now > counted {
+                progress.at(now);
+            }
+            counted = now;
+        }
+        Ok(Self {
+            undisturbed,
+            all,
+            wanted,
+        })
+    }
 }
 
 /// Shows on stderr how far a benchmark has got.
