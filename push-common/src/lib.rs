@@ -16,7 +16,8 @@
 //! | [`watch`] | those by which an operator watches a session |
 
 #![no_std]
-#![forbid(unsafe_code)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![cfg_attr(not(target_arch = "bpf"), forbid(unsafe_code))]
 
 pub mod activity;
 pub mod checksum;

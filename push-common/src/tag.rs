@@ -63,7 +63,7 @@ impl Mac {
 
     /// Appends eight bytes, the first in memory as the least significant.
     #[inline(always)]
-    pub const fn absorb_word(&mut self, word: u64) {
+    pub fn absorb_word(&mut self, word: u64) {
         self.0[3] ^= word;
         self.round();
         self.round();
@@ -74,7 +74,7 @@ impl Mac {
     /// long in all; those behind its last whole word are the last in memory of `end`.
     #[inline(always)]
     #[must_use]
-    pub const fn finish(mut self, end: u64, length: usize) -> [u64; 2] {
+    pub fn finish(mut self, end: u64, length: usize) -> [u64; 2] {
         // Two shifts, as one by all 64 bits isn't one.
         let odd = (end >> 8) >> (56 - 8 * (length as u64 % 8));
         self.absorb_word(odd | (length as u64) << 56);
@@ -85,7 +85,7 @@ impl Mac {
     }
 
     #[inline(always)]
-    const fn four_rounds(&mut self) -> u64 {
+    fn four_rounds(&mut self) -> u64 {
         self.round();
         self.round();
         self.round();
@@ -95,19 +95,43 @@ impl Mac {
     }
 
     #[inline(always)]
-    const fn round(&mut self) {
-        let [mut v0, mut v1, mut v2, mut v3] = self.0;
-        v0 = v0.wrapping_add(v1);
-        v1 = v1.rotate_left(13) ^ v0;
-        v0 = v0.rotate_left(32);
-        v2 = v2.wrapping_add(v3);
-        v3 = v3.rotate_left(16) ^ v2;
-        v0 = v0.wrapping_add(v3);
-        v3 = v3.rotate_left(21) ^ v0;
-        v2 = v2.wrapping_add(v1);
-        v1 = v1.rotate_left(17) ^ v2;
-        v2 = v2.rotate_left(32);
-        self.0 = [v0, v1, v2, v3];
+    fn round(&mut self) {
+        let [v0, v1, v2, v3] = &mut self.0;
+        mix::<13>(v0, v1);
+        mix::<16>(v2, v3);
+        *v0 = v0.rotate_left(32);
+        mix::<21>(v0, v3);
+        mix::<17>(v2, v1);
+        *v2 = v2.rotate_left(32);
+    }
+}
+
+/// A quarter of a round: adds `b` to `a`, and what comes out to `b` rotated by `N` bits, without carries.
+#[inline(always)]
+fn mix<const N: u32>(a: &mut u64, b: &mut u64) {
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        *a = a.wrapping_add(*b);
+        *b = b.rotate_left(N) ^ *a;
+    }
+    // From the lines above, the compiler makes a third more of it, most of that moves from register to register.
+    #[cfg(target_arch = "bpf")]
+    #[expect(unsafe_code, reason = "what it takes in assembler")]
+    // SAFETY: it changes these registers alone.
+    unsafe {
+        core::arch::asm!(
+            "{a} += {b}",
+            "{high} = {b}",
+            "{high} >>= 64 - {n}",
+            "{b} <<= {n}",
+            "{b} |= {high}",
+            "{b} ^= {a}",
+            a = inout(reg) *a,
+            b = inout(reg) *b,
+            high = out(reg) _,
+            n = const N,
+            options(pure, nomem, nostack),
+        );
     }
 }
 

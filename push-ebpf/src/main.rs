@@ -5,7 +5,7 @@
 //! the arithmetic.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch, core_intrinsics))]
 #![cfg_attr(
     target_arch = "bpf",
     expect(
@@ -40,7 +40,6 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_redirect};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use core::hint::black_box;
 use datagram::{Address, Datagram, UDP_LEN};
 use global::verdict_of;
 use maps::{EGRESSES, NEXT_HOPS, POLICIES, count, nic_config, notes};
@@ -54,7 +53,7 @@ use push_common::verdict::{Action, Verdict};
 use push_common::wire::{
     MAGIC, MAX_PAYLOAD_LEN, SessionId, TRIGGER_HEADER_LEN, TriggerHeader, UdpHeader, VERSION,
 };
-use shared::{Session, load};
+use shared::{Session, difference, load};
 use steps::{
     accept_once, has_valid_tag, is_allowed, link_to, previous_key, stay_within_rate, wake_once,
 };
@@ -165,7 +164,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
     let trigger_at = datagram.udp_at().wrapping_add(UDP_LEN);
     let trigger = frame
         .get::<TriggerHeader>(trigger_at)
-        .ok_or(or_not_ours(Verdict::NotLinear))?;
+        .ok_or_else(|| or_not_ours(Verdict::NotLinear))?;
     let payload_len = usize::from(trigger.payload_length.get());
     if trigger.magic != MAGIC {
         return Err(or_not_ours(Verdict::BadMagic));
@@ -202,7 +201,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
     let control = image.control;
     let next_hop = NEXT_HOPS
         .get(u32::from(control.next_hop))
-        .ok_or(or_not_ours(Verdict::MissingConfiguration))?;
+        .ok_or_else(|| or_not_ours(Verdict::MissingConfiguration))?;
     let device_is_v6 = control.has(SessionControl::IPV6);
     let gateway: Address = bytemuck::cast(next_hop.source);
     if !is_trigger {
@@ -287,7 +286,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
     let hop: Hop = bytemuck::must_cast(word);
     // Looked at below. Without the box the compiler and the verifier would remember what comes out here, and the
     // verifier would go through all in between once for each.
-    let differs = black_box(hop.state ^ Hop::RESOLVED);
+    let differs = difference(hop.state.into(), Hop::RESOLVED.into());
     match hop.state {
         Hop::RESOLVED => {}
         Hop::UNRESOLVED => {

@@ -124,10 +124,12 @@ pub(crate) fn absorb_payload(frame: Frame<'_>, mac: Mac, offset: usize, length: 
         offset,
         into: mac,
     };
-    let rounds = length / 8 / WORDS_AT_ONCE;
-    rest.each(absorb_words, rounds);
-    rest.offset = offset.wrapping_add(rounds.wrapping_mul(8 * WORDS_AT_ONCE));
-    rest.each(absorb_word, length / 8 % WORDS_AT_ONCE);
+    if length >= 8 {
+        let rounds = length / 8 / WORDS_AT_ONCE;
+        rest.each(absorb_words, rounds);
+        rest.offset = offset.wrapping_add(rounds.wrapping_mul(8 * WORDS_AT_ONCE));
+        rest.each(absorb_word, length / 8 % WORDS_AT_ONCE);
+    }
     rest.into
 }
 

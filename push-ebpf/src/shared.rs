@@ -225,6 +225,25 @@ impl Word {
     }
 }
 
+/// What is different between two words, of which the compiler knows nothing but that. (From
+/// [`core::hint::black_box`] it would come back by way of memory.)
+#[inline(always)]
+pub(crate) fn difference(one: u64, other: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut both = one;
+        // SAFETY: it changes that register alone.
+        unsafe {
+            core::arch::asm!("{0} ^= {1}", inout(reg) both, in(reg) other, options(pure, nomem, nostack));
+        }
+        both
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        one ^ other
+    }
+}
+
 /// Reads `*word` once. Up to 8 aligned bytes come from one moment if they are an integer: a struct is
 /// read field by field.
 ///
@@ -248,7 +267,8 @@ unsafe fn swap_if(word: *mut u64, old: u64, new: u64) -> bool {
     #[cfg(target_arch = "bpf")]
     unsafe {
         const RELAXED: AtomicOrdering = AtomicOrdering::Relaxed;
-        atomic_cxchg::<u64, RELAXED, RELAXED>(word, old, new).1
+        // What it also returns, whether it was, would be kept as a value and looked at again.
+        difference(atomic_cxchg::<u64, RELAXED, RELAXED>(word, old, new).0, old) == 0
     }
     // SAFETY: the caller's promise.
     #[cfg(not(target_arch = "bpf"))]

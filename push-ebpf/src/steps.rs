@@ -4,7 +4,7 @@ use crate::datagram::{Datagram, Link};
 use crate::global::{result_of, word_of};
 use crate::maps::{ALLOWED_SOURCES, PREVIOUS_KEYS};
 use crate::packet::{self, Frame};
-use crate::shared::{Session, Word, load};
+use crate::shared::{Session, Word, difference, load};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::bpf_loop;
@@ -96,7 +96,9 @@ global! {
         let Some(trigger) = frame.get::<TriggerHeader>(trigger_at) else {
             return 0;
         };
-        u64::from(tag::equal(expected, tag::words(trigger.tag)))
+        let [low, high] = tag::words(trigger.tag);
+        // Without a look at one half by itself: the time it takes says nothing about where they differ.
+        u64::from(difference(expected[0], low) | difference(expected[1], high) == 0)
     }
 
     /// [`is_allowed`].
