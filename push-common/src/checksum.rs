@@ -7,27 +7,29 @@
 ///
 /// Words are taken as they lie in memory; the ones' complement sum doesn't depend on byte order
 /// (RFC 1071, section 2(B)), as long as the checksum is taken from memory the same way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+///
+/// It is a number above 0 and below 2^48 that counts modulo 2^16 - 1, and so does 2^16 as 1. That is enough for what
+/// is in a thousand words of 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delta(u64);
 
 impl Delta {
-    /// Of nothing.
-    pub const ZERO: Self = Self(0);
+    /// Of nothing: a multiple of 2^16 - 1, of which there is enough to take from.
+    pub const ZERO: Self = Self(0xFFFF << 28);
 
     /// Accounts for a word `old` that becomes `new`.
     #[inline(always)]
     #[must_use]
     pub const fn replace_u16(self, old: u16, new: u16) -> Self {
-        // RFC 1624, equation 3: ~m + m'. Each term is below 2^16, so 2^40 of them fit.
-        Self(self.0.wrapping_add((!old) as u64).wrapping_add(new as u64))
+        self.replace_u32(old as u32, new as u32)
     }
 
     /// Accounts for four bytes `old`, at an even offset, that become `new`.
     #[inline(always)]
     #[must_use]
     pub const fn replace_u32(self, old: u32, new: u32) -> Self {
-        // 2^16 is congruent to 1 modulo 2^16 - 1, so that folding sorts the halves out.
-        Self(self.0.wrapping_add((!old) as u64).wrapping_add(new as u64))
+        // RFC 1624, equation 3: ~m is -m, modulo 2^16 - 1.
+        Self(self.0.wrapping_add(new as u64).wrapping_sub(old as u64))
     }
 
     /// Accounts for eight bytes `old`, at an even offset, that become `new`.
@@ -63,14 +65,14 @@ impl Delta {
     #[inline(always)]
     #[must_use]
     pub const fn combine(self, other: Self) -> Self {
-        Self(self.0.wrapping_add(other.0))
+        Self(self.0.wrapping_add(other.0).wrapping_sub(Self::ZERO.0))
     }
 
     /// Takes away what `other` accounts for.
     #[inline(always)]
     #[must_use]
     pub const fn subtract(self, other: Self) -> Self {
-        Self(self.0.wrapping_add((!fold(other.0)) as u64))
+        Self(self.0.wrapping_sub(other.0).wrapping_add(Self::ZERO.0))
     }
 
     /// The checksum of what was added, if nothing was there before; 0 if what was added has its own
@@ -78,7 +80,7 @@ impl Delta {
     #[inline(always)]
     #[must_use]
     pub const fn finish(self) -> u16 {
-        !fold(self.0)
+        !self.folded()
     }
 
     /// The same for UDP: 0 would mean "none", so it is sent as `0xFFFF` (RFC 768).
@@ -91,18 +93,20 @@ impl Delta {
         }
     }
 
-    /// The sum in 16 bits, as which it can be added again.
+    /// The sum in 16 bits, as which it can be added again; it is never 0.
     #[inline(always)]
     #[must_use]
     pub const fn folded(self) -> u16 {
-        fold(self.0)
+        let sum = (self.0 >> 16) + (self.0 & 0xFFFF); // 33 bits, and if bit 32 is set, the rest is small
+        let sum = (sum >> 16) + (sum & 0xFFFF); // 17 bits, and if bit 16 is set, the rest isn't all ones
+        ((sum >> 16) + sum) as u16
     }
 
     /// The checksum after the replacement: RFC 1624, equation 3.
     #[inline(always)]
     #[must_use]
     pub const fn apply(self, checksum: u16) -> u16 {
-        !fold(self.0.wrapping_add((!checksum) as u64))
+        Self(self.0.wrapping_sub(checksum as u64)).finish()
     }
 
     /// The UDP checksum after the replacement: 0 would mean "none", so it is sent as `0xFFFF`,
@@ -115,15 +119,6 @@ impl Delta {
             updated => updated,
         }
     }
-}
-
-/// Folds the carries of a ones' complement sum into 16 bits.
-#[inline(always)]
-const fn fold(sum: u64) -> u16 {
-    let sum = (sum >> 32) + (sum & 0xFFFF_FFFF); // 33 bits
-    let sum = (sum >> 16) + (sum & 0xFFFF); // 18 bits
-    let sum = (sum >> 16) + (sum & 0xFFFF); // 17 bits, and if bit 16 is set, the rest is small
-    ((sum >> 16) + (sum & 0xFFFF)) as u16
 }
 
 #[cfg(test)]
@@ -144,7 +139,7 @@ mod tests {
     fn example_of_rfc_1624_section_4() {
         // HC = 0xDD2F, m = 0x5555, m' = 0x3285, HC' = 0x0000.
         assert_eq!(
-            Delta::default().replace_u16(0x5555, 0x3285).apply(0xDD2F),
+            Delta::ZERO.replace_u16(0x5555, 0x3285).apply(0xDD2F),
             0x0000
         );
     }
@@ -152,9 +147,7 @@ mod tests {
     #[test]
     fn a_udp_checksum_never_becomes_none() {
         assert_eq!(
-            Delta::default()
-                .replace_u16(0x5555, 0x3285)
-                .apply_udp(0xDD2F),
+            Delta::ZERO.replace_u16(0x5555, 0x3285).apply_udp(0xDD2F),
             0xFFFF
         );
     }
@@ -167,7 +160,7 @@ mod tests {
         ) {
             words[15] = words[15].max(1); // all zero has two representations
             let before = from_scratch(&words);
-            let delta = Delta::default()
+            let delta = Delta::ZERO
                 .replace_u16(words[0], short)
                 .replace_u32(u32::from(words[2]) | u32::from(words[3]) << 16, long)
                 .replace_u64((4..8).map(|i| u64::from(words[i]) << (16 * (i - 4))).sum(), longer);
@@ -181,10 +174,10 @@ mod tests {
 
         #[test]
         fn a_sum_can_be_taken_away_again(words in proptest::array::uniform8(any::<u16>()), other in any::<u64>()) {
-            let sum = words.iter().fold(Delta::default(), |sum, &word| sum.add_u16(word));
+            let sum = words.iter().fold(Delta::ZERO, |sum, &word| sum.add_u16(word));
             let more = sum.add_u64(other);
             prop_assert_eq!(sum.finish(), from_scratch(&words));
-            let back = more.subtract(Delta::default().add_u64(other)).finish();
+            let back = more.subtract(Delta::ZERO.add_u64(other)).finish();
             let same = |a: u16, b: u16| a == b || (a == 0 && b == 0xFFFF) || (a == 0xFFFF && b == 0);
             prop_assert!(same(back, sum.finish()));
         }
@@ -192,7 +185,7 @@ mod tests {
         #[test]
         fn an_error_stays_an_error(old in any::<u16>(), new in any::<u16>(), right in any::<u16>(), flip in 1..0xFFFF_u16) {
             let wrong = right ^ flip;
-            let delta = Delta::default().replace_u16(old, new);
+            let delta = Delta::ZERO.replace_u16(old, new);
             let same = |a: u16, b: u16| a == b || (a == 0 && b == 0xFFFF) || (a == 0xFFFF && b == 0);
             prop_assert_eq!(same(delta.apply(right), delta.apply(wrong)), same(right, wrong));
         }
