@@ -31,13 +31,14 @@ pub enum Offer {
 #[must_use]
 pub const fn offer(word: u64, now_tick: u32, window_ticks: u32, collapse_key: u8) -> Offer {
     // A CPU that read the clock a moment ago must not undo what another one has done since.
-    let now_tick = if now_tick < last_tick(word) {
-        last_tick(word)
-    } else {
-        now_tick
-    };
-    let opened = (word >> 16) as u16;
+    let now = (now_tick as u64) << 32;
+    let now = if now < word { word >> 32 << 32 } else { now };
     let keys = word as u16;
+    if keys == 0 && collapse_key == 0 {
+        return Offer::Deliver(now);
+    }
+    let opened = (word >> 16) as u16;
+    let now_tick = (now >> 32) as u32;
     let age_ticks = (now_tick as u16).wrapping_sub(opened) as u32;
     let is_open = keys != 0
         && now_tick.wrapping_sub(last_tick(word)) < MAX_WINDOW_TICKS
@@ -55,7 +56,7 @@ pub const fn offer(word: u64, now_tick: u32, window_ticks: u32, collapse_key: u8
     } else {
         (now_tick as u16, key)
     };
-    Offer::Deliver((now_tick as u64) << 32 | (opened as u64) << 16 | keys as u64)
+    Offer::Deliver(now | (opened as u64) << 16 | keys as u64)
 }
 
 /// The tick of the last delivery.

@@ -17,6 +17,9 @@ use push_common::maps::{
 use push_common::verdict::Verdict;
 use push_common::wire::{SessionId, UdpHeader};
 
+/// Of a word that begins with a MAC address.
+const MAC_MASK: u64 = (1 << 48) - 1;
+
 /// A [`PendingAck`] in whole words, which can be copied on the stack.
 pub(crate) type PendingWords = [u64; size_of::<PendingAck>() / 8];
 
@@ -87,8 +90,6 @@ fn pending(frame: Frame<'_>, datagram: Datagram) -> Result<&'static PendingAck, 
         .get::<UdpHeader>(datagram.udp_at())
         .ok_or(Verdict::Truncated)?;
     let [source, destination] = datagram.addresses(frame)?;
-    let [m0, m1, m2] = link.reversed_macs().map(u64::from);
-    let [t0, t1] = link.tags.map(u64::from);
     let [s0, s1] = udp.source.to_bytes().map(u64::from);
     let [d0, d1] = udp.destination.to_bytes().map(u64::from);
     // SAFETY: the notes are this CPU's alone.
@@ -100,14 +101,14 @@ fn pending(frame: Frame<'_>, datagram: Datagram) -> Result<&'static PendingAck, 
         source[1],
         destination[0],
         destination[1],
-        t0 | t1 << 32,
+        link.tags,
         u64::from(frame.interface())
             | s0 << 32
             | s1 << 40
-            | u64::from(link.tag_count) << 48
+            | link.tag_count << 48
             | u64::from(datagram.is_v6()) << 56,
-        m0 | m1 << 32,
-        m2 | d0 << 32 | d1 << 40,
+        link.from & MAC_MASK | link.to << 48,
+        (link.to & MAC_MASK) >> 16 | d0 << 32 | d1 << 40,
     ];
     Ok(bytemuck::must_cast_ref(pending))
 }
@@ -166,9 +167,10 @@ fn reverse(pending: &PendingWords, outbound: &mut Outbound, traffic_class: u8) -
         source: [gateway_0, gateway_1],
         destination: [server_0, server_1],
         link: Link {
-            macs: [macs as u32, (macs >> 32) as u32, more as u32],
-            tags: [tags as u32, (tags >> 32) as u32],
-            tag_count: (nic >> 48 & 3) as u32,
+            to: macs,
+            from: macs >> 48 | more << 16,
+            tags,
+            tag_count: nic >> 48 & 3,
         },
         source_port: [(more >> 32) as u8, (more >> 40) as u8],
         destination_port: [(nic >> 32) as u8, (nic >> 40) as u8],

@@ -1,7 +1,7 @@
 //! UDP datagrams as they come in: taken out of any framing.
 
 use crate::global::{result_of, word_of};
-use crate::maps::nic_config;
+use crate::nic;
 use crate::packet::Frame;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::bpf_loop;
@@ -11,7 +11,7 @@ use push_common::maps::NicConfig;
 use push_common::verdict::Verdict;
 use push_common::wire::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_PROVIDER_VLAN, ETHERTYPE_VLAN, EthernetHeader,
-    Ipv4Header, Ipv6Header, PROTOCOL_UDP, UdpHeader,
+    Ipv4Header, Ipv6Header, PROTOCOL_UDP, TriggerHeader, UdpHeader,
 };
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
@@ -20,6 +20,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 pub(crate) type Address = [u64; 2];
 
 pub(crate) const ETHERNET_LEN: usize = size_of::<EthernetHeader>();
+pub(crate) const MAC_LEN: usize = 6;
 pub(crate) const TAG_LEN: usize = 4;
 pub(crate) const IPV4_LEN: usize = size_of::<Ipv4Header>();
 pub(crate) const IPV6_LEN: usize = size_of::<Ipv6Header>();
@@ -46,16 +47,26 @@ const DESTINATION_OPTIONS: u8 = 60;
 
 pub(crate) const NO_CHECKSUM: [u8; 2] = [0, 0];
 
-/// The link layer in front of a datagram, in whole words as in memory.
+/// The link layer in front of a datagram, in words as in memory.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Link {
-    /// Destination and source.
-    pub(crate) macs: [u32; 3],
+    /// MAC address of the destination, and two bytes of no meaning.
+    pub(crate) to: u64,
+    /// That of the source, the same way.
+    pub(crate) from: u64,
     /// VLAN tags, the outer one first.
-    pub(crate) tags: [u32; MAX_TAGS],
+    pub(crate) tags: u64,
     /// Number of tags.
-    pub(crate) tag_count: u32,
+    pub(crate) tag_count: u64,
+}
+
+/// A datagram of UDP, as far as a trigger's header goes.
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct TriggerDatagram {
+    pub(crate) udp: UdpHeader,
+    pub(crate) trigger: TriggerHeader,
 }
 
 /// A UDP datagram in a frame, as it came in: where it is, and what is known of it. It is one word, as that is
@@ -64,21 +75,21 @@ pub(crate) struct Link {
 pub(crate) struct Datagram(u64);
 
 impl Datagram {
-    /// Bits of the word. Length and offset of the UDP header are in the lowest.
-    const UDP_AT: u32 = 16;
-    const TAG_COUNT: u32 = 27;
-    const IS_V6: u32 = 29;
-    const IS_ELSEWHERE: u32 = 30;
-    const IS_DAMAGED: u32 = 31;
-    const HOP_LIMIT: u32 = 32;
-    const TRAFFIC_CLASS: u32 = 40;
-    const HAS_EXTENSIONS: u32 = 48;
-    const LACKS_CHECKSUM: u32 = 49;
+    /// Bits of the word. In the lowest four is the framing: VLAN tags, IP version, extension headers.
+    const IS_V6: u32 = 2;
+    const HAS_EXTENSIONS: u32 = 3;
+    const FRAMING: u64 = 0xF;
+    const FOR_TRIGGERS: u32 = 4;
+    const HOP_LIMIT: u32 = 8;
+    const TRAFFIC_CLASS: u32 = 16;
+    const UDP_LEN: u32 = 32;
+    const UDP_AT: u32 = 48;
 
-    /// Finds the UDP header of a frame behind VLAN tags, IPv4 or IPv6. Everything else is the kernel's.
+    /// Finds the UDP header of a frame of `length` bytes behind VLAN tags, IPv4 or IPv6. Everything else is the
+    /// kernel's, and so is what can't be for this gateway, or wouldn't be but for what is wrong with its headers.
     #[inline(always)]
-    pub(crate) fn find(frame: Frame<'_>) -> Result<Self, Verdict> {
-        result_of(push_find(frame.context())).map(Self)
+    pub(crate) fn find(frame: Frame<'_>, length: usize) -> Result<Self, Verdict> {
+        result_of(push_find(frame.context(), length as u64)).map(Self)
     }
 
     #[inline(always)]
@@ -104,8 +115,14 @@ impl Datagram {
 
     /// Number of VLAN tags.
     #[inline(always)]
-    pub(crate) const fn tag_count(self) -> u32 {
-        (self.0 >> Self::TAG_COUNT & 3) as u32
+    pub(crate) const fn tag_count(self) -> u64 {
+        self.0 & 3
+    }
+
+    /// Whether it has so many VLAN tags, that IP version, and nothing else in front of UDP.
+    #[inline(always)]
+    pub(crate) const fn has_framing(self, tag_count: u64, is_v6: bool) -> bool {
+        self.0 & Self::FRAMING == tag_count | (is_v6 as u64) << Self::IS_V6
     }
 
     /// Offset into the frame of the IP header.
@@ -120,34 +137,16 @@ impl Datagram {
         (self.0 >> Self::UDP_AT & 0x7FF) as usize
     }
 
-    /// Bytes from there on, as the IP header claims.
+    /// Bytes from there on, as the IP header and that of UDP say.
     #[inline(always)]
     pub(crate) const fn udp_len(self) -> usize {
-        (self.0 & 0xFFFF) as usize
+        (self.0 >> Self::UDP_LEN & 0xFFFF) as usize
     }
 
-    /// Whether it is for an address at which the NIC takes triggers.
+    /// Whether it is for an address and the port at which the NIC takes triggers.
     #[inline(always)]
     pub(crate) const fn is_for_triggers(self) -> bool {
-        !self.has(Self::IS_ELSEWHERE)
-    }
-
-    /// Whether the checksum of the IP header is right, if it has one.
-    #[inline(always)]
-    pub(crate) const fn has_intact_header(self) -> bool {
-        !self.has(Self::IS_DAMAGED)
-    }
-
-    /// Whether extension headers are in front of UDP.
-    #[inline(always)]
-    pub(crate) const fn has_extensions(self) -> bool {
-        self.has(Self::HAS_EXTENSIONS)
-    }
-
-    /// Whether the checksum of UDP isn't there, and would have to be (RFC 8200, 8.1).
-    #[inline(always)]
-    pub(crate) const fn lacks_checksum(self) -> bool {
-        self.has(Self::LACKS_CHECKSUM)
+        self.has(Self::FOR_TRIGGERS)
     }
 
     #[inline(always)]
@@ -188,19 +187,21 @@ impl Datagram {
 
     #[inline(always)]
     pub(crate) fn link(self, frame: Frame<'_>) -> Result<Link, Verdict> {
-        let macs = frame.get::<[[u8; 4]; 3]>(0).ok_or(Verdict::Truncated)?;
-        let tags = frame
-            .get::<[[u8; TAG_LEN]; MAX_TAGS]>(TAGS_AT[0])
-            .ok_or(Verdict::Truncated)?;
+        let [to, from] = [0, MAC_LEN].map(|at| frame.get::<[u8; 8]>(at));
+        let tags = frame.get::<[u8; 8]>(TAGS_AT[0]);
+        let (Some(to), Some(from), Some(tags)) = (to, from, tags) else {
+            return Err(Verdict::Truncated);
+        };
         Ok(Link {
-            macs: macs.map(u32::from_ne_bytes),
-            tags: tags.map(u32::from_ne_bytes),
+            to: u64::from_ne_bytes(*to),
+            from: u64::from_ne_bytes(*from),
+            tags: u64::from_ne_bytes(*tags),
             tag_count: self.tag_count(),
         })
     }
 
     #[inline(always)]
-    fn locate(frame: Frame<'_>) -> Result<Self, Verdict> {
+    fn locate(frame: Frame<'_>, length: usize) -> Result<Self, Verdict> {
         let ethernet = frame.get::<EthernetHeader>(0).ok_or(Verdict::Truncated)?;
         let (ethertype, tag_count) = match ethernet.ethertype.get() {
             ETHERTYPE_VLAN | ETHERTYPE_PROVIDER_VLAN => {
@@ -209,17 +210,17 @@ impl Datagram {
             }
             ethertype => (ethertype, 0),
         };
-        let ip_at = link_len(tag_count as u32);
+        let ip_at = link_len(tag_count);
         let Self(found) = match ethertype {
-            ETHERTYPE_IPV4 => Self::locate_v4(frame, ip_at),
-            ETHERTYPE_IPV6 => Self::locate_v6(frame, ip_at),
+            ETHERTYPE_IPV4 => Self::locate_v4(frame, length, ip_at),
+            ETHERTYPE_IPV6 => Self::locate_v6(frame, length, ip_at),
             _ => Err(Verdict::NotIp),
         }?;
-        Ok(Self(found | tag_count << Self::TAG_COUNT))
+        Ok(Self(found | tag_count))
     }
 
     #[inline(always)]
-    fn locate_v4(frame: Frame<'_>, ip_at: usize) -> Result<Self, Verdict> {
+    fn locate_v4(frame: Frame<'_>, length: usize, ip_at: usize) -> Result<Self, Verdict> {
         let ip = frame.get::<Ipv4Header>(ip_at).ok_or(Verdict::Truncated)?;
         if ip.version_ihl != IPV4_WITHOUT_OPTIONS {
             return Err(Verdict::UnusualIpHeader);
@@ -230,32 +231,33 @@ impl Datagram {
         if ip.protocol != PROTOCOL_UDP {
             return Err(Verdict::NotUdp);
         }
+        let udp_at = ip_at.wrapping_add(IPV4_LEN);
+        let udp = frame.get::<UdpHeader>(udp_at).ok_or(Verdict::Truncated)?;
         let words = frame
             .get::<[[u8; 4]; IPV4_LEN / 4]>(ip_at)
             .ok_or(Verdict::Truncated)?;
-        let mut sum = Delta::ZERO;
-        for word in words {
-            sum = sum.add_u32(u32::from_ne_bytes(*word));
-        }
-        let udp_at = ip_at.wrapping_add(IPV4_LEN);
-        frame.get::<UdpHeader>(udp_at).ok_or(Verdict::Truncated)?;
-        let nic = nic_config();
-        let is_elsewhere = if nic.takes & NicConfig::IPV4 == 0 {
-            1
-        } else {
-            differs(u32::from_ne_bytes(ip.destination) ^ u32::from_ne_bytes(nic.ipv4))
-        };
-        let is_damaged = differs(sum.finish().into());
-        Ok(Self::new(
-            udp_at,
-            usize::from(ip.total_length.get()).saturating_sub(IPV4_LEN),
-            (ip.ttl, ip.tos),
-            is_elsewhere << Self::IS_ELSEWHERE | is_damaged << Self::IS_DAMAGED,
-        ))
+        let is_here =
+            nic::takes(NicConfig::IPV4) && u32::from_ne_bytes(ip.destination) == nic::ipv4();
+        let for_triggers = is_for_triggers(udp, is_here, || {
+            let ip_len = usize::from(ip.total_length.get());
+            if ip_len > length.wrapping_sub(ip_at) {
+                return Some(Verdict::IpLength);
+            }
+            let mut sum = Delta::ZERO;
+            for word in words {
+                sum = sum.add_u32(u32::from_ne_bytes(*word));
+            }
+            if sum.finish() != 0 {
+                return Some(Verdict::IpChecksum);
+            }
+            (!has_length(udp, ip_len.wrapping_sub(IPV4_LEN))).then_some(Verdict::UdpLength)
+        })?;
+        let times = u64::from(ip.ttl) << Self::HOP_LIMIT | u64::from(ip.tos) << Self::TRAFFIC_CLASS;
+        Ok(Self::new(udp_at, udp, for_triggers, times))
     }
 
     #[inline(always)]
-    fn locate_v6(frame: Frame<'_>, ip_at: usize) -> Result<Self, Verdict> {
+    fn locate_v6(frame: Frame<'_>, length: usize, ip_at: usize) -> Result<Self, Verdict> {
         let ip = frame.get::<Ipv6Header>(ip_at).ok_or(Verdict::Truncated)?;
         let first = u32::from_be_bytes(ip.version_class_flow);
         if first >> 28 != 6 {
@@ -271,50 +273,68 @@ impl Datagram {
             result_of(push_extensions(frame.context(), udp_at as u64, limit, next))? as usize
         };
         let udp_at = udp_at.wrapping_add(extensions_len);
+        let udp_len = usize::from(udp_len).wrapping_sub(extensions_len);
         let udp = frame.get::<UdpHeader>(udp_at).ok_or(Verdict::Truncated)?;
-        let nic = nic_config();
-        let is_elsewhere = if nic.takes & NicConfig::IPV6 == 0 {
-            1
-        } else {
-            let to: [u32; 4] = bytemuck::cast(ip.destination);
-            let ours: [u32; 4] = bytemuck::cast(nic.ipv6);
-            differs(to[0] ^ ours[0] | to[1] ^ ours[1] | to[2] ^ ours[2] | to[3] ^ ours[3])
-        };
-        let has_checksum = differs(word(udp.checksum).into());
-        Ok(Self::new(
-            udp_at,
-            usize::from(udp_len).wrapping_sub(extensions_len),
-            (ip.hop_limit, (first >> 20) as u8),
-            is_elsewhere << Self::IS_ELSEWHERE
-                | differs(extensions_len as u32) << Self::HAS_EXTENSIONS
-                | (has_checksum ^ 1) << Self::LACKS_CHECKSUM
-                | 1 << Self::IS_V6,
-        ))
+        let is_here = nic::takes(NicConfig::IPV6)
+            && bytemuck::cast::<_, Address>(ip.destination) == nic::ipv6();
+        let for_triggers = is_for_triggers(udp, is_here, || {
+            if udp_len > length.wrapping_sub(udp_at) {
+                Some(Verdict::IpLength)
+            } else if !has_length(udp, udp_len) {
+                Some(Verdict::UdpLength)
+            } else {
+                // IPv6 demands one (RFC 8200, 8.1).
+                (udp.checksum == NO_CHECKSUM).then_some(Verdict::NoUdpChecksum)
+            }
+        })?;
+        let framing = 1 << Self::IS_V6 | u64::from(extensions_len != 0) << Self::HAS_EXTENSIONS;
+        let rest = u64::from(ip.hop_limit) << Self::HOP_LIMIT
+            | u64::from((first >> 20) as u8) << Self::TRAFFIC_CLASS;
+        Ok(Self::new(udp_at, udp, for_triggers, framing | rest))
     }
 
     #[inline(always)]
-    fn new(
-        udp_at: usize,
-        udp_len: usize,
-        (hop_limit, traffic_class): (u8, u8),
-        flags: u64,
-    ) -> Self {
+    fn new(udp_at: usize, udp: &UdpHeader, for_triggers: bool, rest: u64) -> Self {
         Self(
-            udp_len as u64
-                | (udp_at as u64) << Self::UDP_AT
-                | u64::from(hop_limit) << Self::HOP_LIMIT
-                | u64::from(traffic_class) << Self::TRAFFIC_CLASS
-                | flags,
+            (udp_at as u64) << Self::UDP_AT
+                | u64::from(udp.length.get()) << Self::UDP_LEN
+                | u64::from(for_triggers) << Self::FOR_TRIGGERS
+                | rest,
         )
     }
 }
 
+/// Whether a datagram that `is_here`, at an address for triggers, is one, if there is no `flaw`. What isn't could be an
+/// acknowledgement, if the NIC takes those.
+#[inline(always)]
+fn is_for_triggers(
+    udp: &UdpHeader,
+    is_here: bool,
+    flaw: impl FnOnce() -> Option<Verdict>,
+) -> Result<bool, Verdict> {
+    let for_triggers = is_here && word(udp.destination.to_bytes()) == nic::trigger_port();
+    if !for_triggers && !nic::takes(NicConfig::ACKS) {
+        return Err(Verdict::NotTrigger);
+    }
+    match flaw() {
+        None => Ok(for_triggers),
+        Some(flaw) if for_triggers => Err(flaw),
+        Some(_) => Err(Verdict::NotTrigger),
+    }
+}
+
+/// Whether UDP and IP say the same, and that can be.
+#[inline(always)]
+fn has_length(udp: &UdpHeader, udp_len: usize) -> bool {
+    udp_len >= UDP_LEN && usize::from(udp.length.get()) == udp_len
+}
+
 global! {
     /// [`Datagram::find`].
-    fn push_find(context: *mut xdp_md) -> u64 {
+    fn push_find(context: *mut xdp_md, length: u64) -> u64 {
         // SAFETY: the context is the kernel's own.
         let frame = unsafe { Frame::new(context) };
-        word_of(Datagram::locate(frame).map(Datagram::to_word))
+        word_of(Datagram::locate(frame, length as usize).map(Datagram::to_word))
     }
 
     /// The EtherType behind VLAN tags, and, from bit 16 on, how many those are.
@@ -350,24 +370,11 @@ impl Link {
     pub(crate) const fn len(&self) -> usize {
         link_len(self.tag_count)
     }
-
-    /// Destination and source exchanged.
-    #[inline(always)]
-    pub(crate) const fn reversed_macs(&self) -> [u32; 3] {
-        let [a, b, c] = self.macs;
-        [b >> 16 | c << 16, c >> 16 | a << 16, a >> 16 | b << 16]
-    }
 }
 
 #[inline(always)]
-const fn link_len(tag_count: u32) -> usize {
+const fn link_len(tag_count: u64) -> usize {
     ETHERNET_LEN.wrapping_add((tag_count as usize).wrapping_mul(TAG_LEN))
-}
-
-/// 1 if it isn't 0: without a branch, after which the verifier would go on twice.
-#[inline(always)]
-const fn differs(word: u32) -> u64 {
-    (word as u64).wrapping_add(0xFFFF_FFFF) >> 32
 }
 
 /// The way through IPv6 extension headers.
@@ -476,7 +483,8 @@ pub(crate) const fn word(bytes: [u8; 2]) -> u16 {
 
 #[inline(always)]
 fn widen(ipv4: [u8; 4]) -> Address {
-    bytemuck::must_cast([u32::from_ne_bytes(ipv4), 0, 0, 0])
+    let [a, b, c, d] = ipv4;
+    [u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]), 0]
 }
 
 #[inline(always)]

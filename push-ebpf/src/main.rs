@@ -28,6 +28,7 @@ mod ladder;
 mod ack;
 mod datagram;
 mod maps;
+mod nic;
 mod outbound;
 mod packet;
 mod route;
@@ -40,22 +41,22 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_redirect};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use datagram::{Address, Datagram, UDP_LEN};
+use datagram::{Datagram, TriggerDatagram, UDP_LEN};
 use global::verdict_of;
-use maps::{EGRESSES, NEXT_HOPS, POLICIES, count, nic_config, notes};
+use maps::{EGRESSES, NEXT_HOPS, POLICIES, count, notes};
 use outbound::{Outbound, Tunnel, ip_len, write_noted};
 use packet::Frame;
 use push_common::maps::{
-    AckKey, EventKind, Hop, NextHopRecord, NicConfig, PolicyRecord, SessionControl, tick_of,
+    AckKey, EventKind, Hop, NextHopRecord, NicConfig, PolicyRecord, SessionControl, TICK_NS,
+    tick_of,
 };
 use push_common::replay;
 use push_common::verdict::{Action, Verdict};
-use push_common::wire::{
-    MAGIC, MAX_PAYLOAD_LEN, SessionId, TRIGGER_HEADER_LEN, TriggerHeader, UdpHeader, VERSION,
-};
+use push_common::wire::{MAGIC, MAX_PAYLOAD_LEN, SessionId, TRIGGER_HEADER_LEN, VERSION};
 use shared::{Session, difference, load};
 use steps::{
-    accept_once, has_valid_tag, is_allowed, link_to, previous_key, stay_within_rate, wake_once,
+    accept_once, gateway, has_valid_tag, is_allowed, link_to, previous_key, stay_within_rate,
+    wake_once,
 };
 use tell::tell;
 use watched::{hand_out, watched};
@@ -119,21 +120,14 @@ global! {
 #[inline(always)]
 fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Verdict> {
     rung!(1);
-    // Parse: Ethernet, VLAN tags, IP, UDP.
-    let datagram = Datagram::find(frame)?;
-    let udp = frame
-        .get::<UdpHeader>(datagram.udp_at())
-        .ok_or(Verdict::Truncated)?;
+    // Parse: Ethernet, VLAN tags, IP, UDP. What isn't ours leaves here, or as soon as it turns out, and nothing of
+    // it was changed.
+    let datagram = Datagram::find(frame, length)?;
 
     rung!(2);
-    // Ours? What isn't leaves here, or as soon as it turns out, and nothing of it was changed.
-    let nic = nic_config();
-    let is_trigger = nic.takes & NicConfig::TRIGGERS != 0
-        && datagram.is_for_triggers()
-        && udp.destination.to_bytes() == nic.trigger_port;
-    if !is_trigger && nic.takes & NicConfig::ACKS == 0 {
-        return Err(Verdict::NotTrigger);
-    }
+    // Ours? What isn't for triggers could be an acknowledgement. (Of a NIC, the verifier knows what it takes.)
+    let is_trigger = !nic::takes(NicConfig::ACKS)
+        || nic::takes(NicConfig::TRIGGERS) && datagram.is_for_triggers();
     let or_not_ours = move |verdict| {
         if is_trigger {
             verdict
@@ -144,33 +138,20 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
 
     rung!(3);
     // Trigger: every length has to agree with every other one.
-    if datagram.udp_len() > length.wrapping_sub(datagram.udp_at()) {
-        return Err(or_not_ours(Verdict::IpLength));
-    }
-    if !datagram.has_intact_header() {
-        return Err(or_not_ours(Verdict::IpChecksum));
-    }
-    let udp_len = usize::from(udp.length.get());
-    if udp_len < UDP_LEN || udp_len != datagram.udp_len() {
-        return Err(or_not_ours(Verdict::UdpLength));
-    }
-    if datagram.lacks_checksum() {
-        return Err(or_not_ours(Verdict::NoUdpChecksum));
-    }
-    let trigger_len = udp_len.wrapping_sub(UDP_LEN);
+    let trigger_len = datagram.udp_len().wrapping_sub(UDP_LEN);
     if trigger_len < TRIGGER_HEADER_LEN {
         return Err(or_not_ours(Verdict::TriggerTruncated));
     }
-    let trigger_at = datagram.udp_at().wrapping_add(UDP_LEN);
-    let trigger = frame
-        .get::<TriggerHeader>(trigger_at)
+    let TriggerDatagram { udp, trigger } = frame
+        .get(datagram.udp_at())
         .ok_or_else(|| or_not_ours(Verdict::NotLinear))?;
     let payload_len = usize::from(trigger.payload_length.get());
-    if trigger.magic != MAGIC {
-        return Err(or_not_ours(Verdict::BadMagic));
-    }
-    if trigger.version != VERSION {
-        return Err(or_not_ours(Verdict::UnknownVersion));
+    if (trigger.magic, trigger.version) != (MAGIC, VERSION) {
+        return Err(or_not_ours(if trigger.magic == MAGIC {
+            Verdict::UnknownVersion
+        } else {
+            Verdict::BadMagic
+        }));
     }
     let is_expected = if is_trigger {
         trigger.flags.is_trigger()
@@ -203,19 +184,17 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         .get(u32::from(control.next_hop))
         .ok_or_else(|| or_not_ours(Verdict::MissingConfiguration))?;
     let device_is_v6 = control.has(SessionControl::IPV6);
-    let gateway: Address = bytemuck::cast(next_hop.source);
     if !is_trigger {
         let [_, destination] = datagram.addresses(frame)?;
         let is_answer = datagram.is_v6() == device_is_v6
-            && destination == gateway
-            && udp.destination.to_bytes() == next_hop.source_port;
+            && (destination, udp.destination.to_bytes()) == gateway(next_hop);
         if !is_answer {
             return Err(Verdict::NotTrigger);
         }
     }
     // SAFETY: has no requirements.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-    if tick_of(now_ns) >= session.expires_tick() {
+    if now_ns >= u64::from(session.expires_tick()).wrapping_mul(TICK_NS) {
         return Err(Verdict::Expired);
     }
     let key = if trigger.token_generation == control.token_generation {
@@ -231,6 +210,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
 
     rung!(5);
     // Tag: nothing of the session is written, and nothing sent, without a valid one.
+    let trigger_at = datagram.udp_at().wrapping_add(UDP_LEN);
     if !has_valid_tag(frame, trigger_at, payload_len, key) {
         tell(EventKind::Forged, id, frame, datagram);
         return Err(Verdict::BadTag);
@@ -279,7 +259,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
     let (source, source_port) = if keeps_source {
         (datagram.addresses(frame)?[0], udp.source.to_bytes())
     } else {
-        (gateway, next_hop.source_port)
+        gateway(next_hop)
     };
     // SAFETY: the field is aligned to a word, and valid as long as the program runs.
     let word: u64 = unsafe { load((&raw const next_hop.hop).cast()) };
@@ -310,7 +290,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
     let egress = EGRESSES
         .get(u32::from(hop.egress))
         .ok_or(Verdict::MissingConfiguration)?;
-    if ip_len(device_is_v6, next_hop, udp_len) > usize::from(next_hop.mtu) {
+    if ip_len(device_is_v6, next_hop, datagram.udp_len()) > usize::from(next_hop.mtu) {
         return Err(Verdict::TooBig);
     }
 
@@ -333,10 +313,9 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
     }
     let now_tick = tick_of(now_ns);
     let before_tick = wake_once(session, policy.window_ticks, now_tick, flags.collapse_key())?;
-    if nic.idle_ticks != 0
-        && before_tick != 0
-        && now_tick.saturating_sub(before_tick) >= nic.idle_ticks
-    {
+    let idle_ticks = nic::idle_ticks();
+    let idle_at_tick = u64::from(before_tick).wrapping_add(idle_ticks.into());
+    if idle_ticks != 0 && before_tick != 0 && u64::from(now_tick) >= idle_at_tick {
         tell(EventKind::FirstAfterIdle, id, frame, datagram);
     }
     if flags.asks_for_acknowledgement() {
@@ -351,12 +330,18 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         // The kernel sees to both.
         (datagram.link(frame)?, 0)
     };
-    let interface = egress.interface;
     #[cfg(feature = "by-route")]
     let (link, interface) = {
         let ports = [source_port, control.device_port];
         let addresses = [source, image.device];
-        route::find(frame, device_is_v6, addresses, ports, link, interface)?
+        route::find(
+            frame,
+            device_is_v6,
+            addresses,
+            ports,
+            link,
+            egress.interface,
+        )?
     };
     let outbound = Outbound {
         link,
@@ -379,6 +364,8 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
     // SAFETY: none of the references to the frame is used from here on.
     unsafe { outbound.write(frame, datagram) }?;
     session.delivered(length as u64);
+    #[cfg(not(feature = "by-route"))]
+    let interface = egress.interface;
     if differs != 0 {
         Ok(Verdict::NextHopUnresolved)
     } else if interface == frame.interface() {

@@ -2,6 +2,7 @@
 
 use crate::ack::PendingWords;
 use crate::datagram::Address;
+use crate::nic;
 use crate::outbound::{Ip, Outbound, Tunnel};
 use crate::shared::{Image, load};
 use aya_ebpf::bindings;
@@ -9,7 +10,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use push_common::maps::{
     Counters, DEFAULT_SESSION_SLOTS, EgressRecord, MAX_EGRESSES, MAX_NEXT_HOPS, MAX_NICS,
-    MAX_POLICIES, MAX_SOURCE_PREFIXES, Meta, NextHopRecord, NicConfig, PolicyRecord, PreviousKey,
+    MAX_POLICIES, MAX_SOURCE_PREFIXES, Meta, NextHopRecord, PolicyRecord, PreviousKey,
     SessionRecord, SourcePrefix, VERDICT_SLOTS,
 };
 use push_common::verdict::Verdict;
@@ -101,19 +102,6 @@ static NOTES: PerCpuArray<Notes, 1> = PerCpuArray::new();
 #[btf_map(name = "push_meta")]
 static META: Array<Meta, 1> = Array::new();
 
-/// What doesn't change while the program is attached to its NIC. The loader sets it, and the
-/// verifier, to whom it is a constant, takes out the code that it makes unreachable.
-#[unsafe(no_mangle)]
-static NIC_CONFIG: NicConfig = NicConfig {
-    index: 0,
-    trigger_port: [0; 2],
-    takes: 0,
-    reserved: 0,
-    ipv4: [0; 4],
-    idle_ticks: 0,
-    ipv6: [0; 16],
-};
-
 const BPF_F_MMAPABLE: usize = bindings::BPF_F_MMAPABLE as usize;
 
 /// Counts a packet of `length` bytes.
@@ -140,16 +128,5 @@ pub(crate) fn notes() -> Result<*mut Notes, Verdict> {
 /// This NIC's, on this CPU.
 #[inline(always)]
 pub(crate) fn counters() -> Option<*mut Counters> {
-    // SAFETY: a static is valid and aligned.
-    let nic = unsafe { load(&raw const NIC_CONFIG.index) };
-    COUNTERS.get_ptr_mut(nic)
-}
-
-#[inline(always)]
-pub(crate) fn nic_config() -> NicConfig {
-    const WORDS: usize = size_of::<NicConfig>() / 8;
-    // SAFETY: a static is valid, and aligned to words. It's read as volatile, as it will have another
-    // value than it has here.
-    let words: [u64; WORDS] = unsafe { load((&raw const NIC_CONFIG).cast()) };
-    bytemuck::must_cast(words)
+    COUNTERS.get_ptr_mut(nic::index())
 }

@@ -16,6 +16,7 @@ use push_common::wire::{
     UdpHeader,
 };
 use zerocopy::byteorder::network_endian::U16;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const GTPU_LEN: usize = size_of::<GtpuHeader>();
 const IPV4_DONT_FRAGMENT: u16 = 0x4000;
@@ -47,6 +48,22 @@ pub(crate) struct Outbound {
     pub(crate) has_tunnel: bool,
 }
 
+/// UDP, and what it is over.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Over<I: Unaligned> {
+    ip: I,
+    udp: UdpHeader,
+}
+
+/// The MAC addresses of a frame, in the fewest words.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Macs {
+    first: [u8; 4],
+    rest: [u8; 8],
+}
+
 /// The outside of a GTP-U tunnel.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -59,7 +76,7 @@ pub(crate) struct Tunnel {
 }
 
 const _: () = {
-    assert!(size_of::<Outbound>() == 64);
+    assert!(size_of::<Outbound>() == 72);
     assert!(size_of::<Tunnel>() == 40);
 };
 
@@ -71,10 +88,8 @@ impl Outbound {
     /// No reference to the frame may be used any more.
     #[inline(always)]
     pub(crate) unsafe fn write(self, frame: Frame<'_>, from: Datagram) -> Result<(), Verdict> {
-        let has_same_framing = !self.has_tunnel
-            && self.is_v6 == from.is_v6()
-            && self.link.tag_count == from.tag_count()
-            && !from.has_extensions();
+        let has_same_framing =
+            !self.has_tunnel && from.has_framing(self.link.tag_count, self.is_v6);
         // SAFETY: the caller's promise.
         unsafe {
             if has_same_framing {
@@ -95,15 +110,15 @@ impl Outbound {
         // SAFETY: the caller's promise; all of them are next to each other.
         unsafe {
             let udp_at = from.udp_at();
-            let delta = if self.is_v6 {
-                let ip = frame.get_mut::<Ipv6Header>(udp_at.wrapping_sub(IPV6_LEN));
-                self.write_over_v6(ip.ok_or(Verdict::Truncated)?)
+            if self.is_v6 {
+                let over = frame.get_mut::<Over<Ipv6Header>>(udp_at.wrapping_sub(IPV6_LEN));
+                let Over { ip, udp } = over.ok_or(Verdict::Truncated)?;
+                self.write_over_udp(udp, self.write_over_v6(ip));
             } else {
-                let ip = frame.get_mut::<Ipv4Header>(udp_at.wrapping_sub(IPV4_LEN));
-                self.write_over_v4(ip.ok_or(Verdict::Truncated)?)
-            };
-            let udp = frame.get_mut(udp_at).ok_or(Verdict::Truncated)?;
-            self.write_over_udp(udp, delta);
+                let over = frame.get_mut::<Over<Ipv4Header>>(udp_at.wrapping_sub(IPV4_LEN));
+                let Over { ip, udp } = over.ok_or(Verdict::Truncated)?;
+                self.write_over_udp(udp, self.write_over_v4(ip));
+            }
             self.write_link(frame)
         }
     }
@@ -168,15 +183,17 @@ impl Outbound {
     unsafe fn write_link(&self, frame: Frame<'_>) -> Result<(), Verdict> {
         // SAFETY: the caller's promise.
         unsafe {
-            let macs = frame.get_mut::<[[u8; 4]; 3]>(0).ok_or(Verdict::Truncated)?;
-            *macs = self.link.macs.map(u32::to_ne_bytes);
+            let macs = frame.get_mut::<Macs>(0).ok_or(Verdict::Truncated)?;
+            let Link { to, from, .. } = self.link;
+            macs.first = (to as u32).to_ne_bytes();
+            macs.rest = (to >> 32 & 0xFFFF | from << 16).to_ne_bytes();
             if self.link.tag_count > 0 {
                 let tag = frame.get_mut(TAGS_AT[0]).ok_or(Verdict::Truncated)?;
-                *tag = self.link.tags[0].to_ne_bytes();
+                *tag = (self.link.tags as u32).to_ne_bytes();
             }
             if self.link.tag_count > 1 {
                 let tag = frame.get_mut(TAGS_AT[1]).ok_or(Verdict::Truncated)?;
-                *tag = self.link.tags[1].to_ne_bytes();
+                *tag = ((self.link.tags >> 32) as u32).to_ne_bytes();
             }
         }
         Ok(())

@@ -119,17 +119,18 @@ const WORDS_AT_ONCE: usize = 4;
 /// doesn't match then.
 #[inline(always)]
 pub(crate) fn absorb_payload(frame: Frame<'_>, mac: Mac, offset: usize, length: usize) -> Mac {
+    if length < 8 {
+        return mac;
+    }
     let mut rest = Words {
         frame,
         offset,
         into: mac,
     };
-    if length >= 8 {
-        let rounds = length / 8 / WORDS_AT_ONCE;
-        rest.each(absorb_words, rounds);
-        rest.offset = offset.wrapping_add(rounds.wrapping_mul(8 * WORDS_AT_ONCE));
-        rest.each(absorb_word, length / 8 % WORDS_AT_ONCE);
-    }
+    let rounds = length / 8 / WORDS_AT_ONCE;
+    rest.each(absorb_words, rounds);
+    rest.offset = offset.wrapping_add(rounds.wrapping_mul(8 * WORDS_AT_ONCE));
+    rest.each(absorb_word, length / 8 % WORDS_AT_ONCE);
     rest.into
 }
 

@@ -89,9 +89,8 @@ pub(crate) fn find(
         return Ok((link, interface));
     }
     // SAFETY: as above.
-    let [[first, last], _] = unsafe { load(&raw const (*notes).addresses) };
-    let macs = [first as u32, (first >> 32) as u32, last as u32];
-    Ok((Link { macs, ..link }, found))
+    let [[to, from], _] = unsafe { load(&raw const (*notes).addresses) };
+    Ok((Link { to, from, ..link }, found))
 }
 
 #[cfg(feature = "by-route")]
@@ -112,9 +111,9 @@ global! {
             }
             let [a, b, c, d, e, f] = question.0.dmac;
             let [g, h, i, j, k, l] = question.0.smac;
-            let first = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
-            let last = u32::from_ne_bytes([i, j, k, l]);
-            (*notes).addresses = [[first, u64::from(last)], [0, 0]];
+            let to = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
+            let from = u64::from_ne_bytes([g, h, i, j, k, l, 0, 0]);
+            (*notes).addresses = [[to, from], [0, 0]];
             u64::from(question.0.ifindex)
         }
     }

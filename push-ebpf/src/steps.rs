@@ -1,6 +1,6 @@
 //! Steps of the path that take more than a line.
 
-use crate::datagram::{Datagram, Link};
+use crate::datagram::{Address, Datagram, Link};
 use crate::global::{result_of, word_of};
 use crate::maps::{ALLOWED_SOURCES, PREVIOUS_KEYS};
 use crate::packet::{self, Frame};
@@ -9,7 +9,9 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::bpf_loop;
 use core::ffi::c_void;
-use push_common::maps::{EgressRecord, Hop, PolicyRecord, SessionControl, SourcePrefix};
+use push_common::maps::{
+    EgressRecord, Hop, NextHopRecord, PolicyRecord, SessionControl, SourcePrefix,
+};
 use push_common::replay::{self, Offer};
 use push_common::tag::{self, Mac, TagKey};
 use push_common::verdict::Verdict;
@@ -115,22 +117,30 @@ global! {
     }
 }
 
+/// Address and port of the gateway, as the device knows it. (Read as volatile, so that the compiler doesn't read them
+/// together with what else could be the source, by a pointer to either.)
+#[inline(always)]
+pub(crate) fn gateway(next_hop: &NextHopRecord) -> (Address, [u8; 2]) {
+    // SAFETY: the fields are aligned, and valid as long as the program runs.
+    let (source, port): (Address, u16) = unsafe {
+        (
+            load((&raw const next_hop.source).cast()),
+            load((&raw const next_hop.source_port).cast()),
+        )
+    };
+    (source, port.to_ne_bytes())
+}
+
 /// Destination, source and tags of a frame to the next hop.
 #[inline(always)]
 pub(crate) fn link_to(hop: Hop, egress: &EgressRecord) -> Link {
-    let to: [u32; 2] = bytemuck::must_cast(hop);
-    // SAFETY: the field is aligned, and valid as long as the program runs.
-    let from: [u32; 2] =
-        bytemuck::must_cast(unsafe { load((&raw const egress.mac).cast::<u64>()) });
-    let [outer, inner] = egress.tags;
     Link {
-        macs: [
-            to[0],
-            to[1] & 0xFFFF | from[0] << 16,
-            from[0] >> 16 | from[1] << 16,
-        ],
-        tags: [u32::from_ne_bytes(outer), u32::from_ne_bytes(inner)],
-        tag_count: egress.tag_count & 3,
+        to: bytemuck::must_cast(hop),
+        // SAFETY: the fields are aligned, and valid as long as the program runs.
+        from: unsafe { load((&raw const egress.mac).cast()) },
+        // SAFETY: as above.
+        tags: unsafe { load((&raw const egress.tags).cast()) },
+        tag_count: (egress.tag_count & 3).into(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Events: what is worth telling the controller, but never more of it than it can take.
 
 use crate::datagram::Datagram;
-use crate::maps::nic_config;
+use crate::nic;
 use crate::packet::Frame;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::{PerCpuArray, RingBuf};
@@ -86,7 +86,7 @@ fn tell_of(kind: u32, threshold: u64, id: u64, frame: Frame<'_>, datagram: Datag
     };
     let event = Event {
         kind,
-        nic: nic_config().index,
+        nic: nic::index(),
         time_ns: now_ns,
         count: *count,
         session: id,

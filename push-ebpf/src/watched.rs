@@ -1,6 +1,6 @@
 //! Copies of the packets that name the session that an operator watches.
 
-use crate::maps::nic_config;
+use crate::nic;
 use crate::packet::Frame;
 use crate::shared::{add, load};
 use crate::tell::limits;
@@ -88,7 +88,7 @@ fn copy_out(xdp: *mut xdp_md, verdict: u32, session: u64) {
         (*capture).session = session;
         (*capture).length = length as u32;
         (*capture).verdict = verdict;
-        (*capture).nic = nic_config().index;
+        (*capture).nic = nic::index();
         let frame = (&raw mut (*capture).frame).cast();
         let failed = bpf_xdp_load_bytes(xdp, 0, frame, captured as u32) != 0;
         (*capture).captured = if failed { 0 } else { captured as u32 };
