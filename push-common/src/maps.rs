@@ -256,6 +256,15 @@ impl Hop {
     /// No route leads to the device, or none whose link is up, as far as the controller knows: the kernel is
     /// asked before a trigger is dropped for it, as it knows sooner of a link that is up again.
     pub const NO_ROUTE: u8 = 3;
+
+    /// 1 if the kernel makes the hop, as it is not known here; else 0. (Calculated, as the verifier would go on once for
+    /// each branch.)
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_left_to_kernel(self) -> u8 {
+        const _: () = assert!(Hop::RESOLVED == 1 && Hop::UNRESOLVED == 2 && Hop::NO_ROUTE == 3);
+        self.state >> 1
+    }
 }
 
 /// A way out of the gateway: a NIC, and the VLAN on it. Doesn't change while a next hop refers to it,

@@ -176,7 +176,7 @@ fn reverse(pending: &PendingWords, outbound: &mut Outbound, traffic_class: u8) -
         destination_port: [(nic >> 32) as u8, (nic >> 40) as u8],
         hop_limit: OWN_HOP_LIMIT,
         traffic_class,
-        is_v6: nic >> 56 != 0,
+        is_v6: (nic >> 56) as u8,
         has_tunnel: false,
     };
     nic as u32

@@ -113,6 +113,12 @@ impl Datagram {
         self.has(Self::IS_V6)
     }
 
+    /// Whether it is of IPv6 as `is_v6` is 1.
+    #[inline(always)]
+    pub(crate) const fn is_of_version(self, is_v6: u64) -> bool {
+        (self.0 >> Self::IS_V6 ^ is_v6) & 1 == 0
+    }
+
     /// Number of VLAN tags.
     #[inline(always)]
     pub(crate) const fn tag_count(self) -> u64 {
@@ -121,8 +127,8 @@ impl Datagram {
 
     /// Whether it has so many VLAN tags, that IP version, and nothing else in front of UDP.
     #[inline(always)]
-    pub(crate) const fn has_framing(self, tag_count: u64, is_v6: bool) -> bool {
-        self.0 & Self::FRAMING == tag_count | (is_v6 as u64) << Self::IS_V6
+    pub(crate) const fn has_framing(self, tag_count: u64, is_v6: u64) -> bool {
+        self.0 & Self::FRAMING == tag_count | is_v6 << Self::IS_V6
     }
 
     /// Offset into the frame of the IP header.

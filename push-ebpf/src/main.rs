@@ -52,7 +52,7 @@ use push_common::maps::{
 };
 use push_common::replay;
 use push_common::verdict::{Action, Verdict};
-use push_common::wire::{MAGIC, MAX_PAYLOAD_LEN, SessionId, TRIGGER_HEADER_LEN, VERSION};
+use push_common::wire::{MAGIC, MAX_PAYLOAD_LEN, SessionId, TRIGGER_HEADER_LEN};
 use shared::{Session, difference, load};
 use steps::{
     accept_once, gateway, has_valid_tag, is_allowed, link_to, previous_key, stay_within_rate,
@@ -146,7 +146,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         .get(datagram.udp_at())
         .ok_or_else(|| or_not_ours(Verdict::NotLinear))?;
     let payload_len = usize::from(trigger.payload_length.get());
-    if (trigger.magic, trigger.version) != (MAGIC, VERSION) {
+    if !trigger.is_spoken() {
         return Err(or_not_ours(if trigger.magic == MAGIC {
             Verdict::UnknownVersion
         } else {
@@ -179,14 +179,12 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
             }
         })
         .map_err(or_not_ours)?;
-    let control = image.control;
     let next_hop = NEXT_HOPS
-        .get(u32::from(control.next_hop))
+        .get(u32::from(image.control().next_hop))
         .ok_or_else(|| or_not_ours(Verdict::MissingConfiguration))?;
-    let device_is_v6 = control.has(SessionControl::IPV6);
     if !is_trigger {
         let [_, destination] = datagram.addresses(frame)?;
-        let is_answer = datagram.is_v6() == device_is_v6
+        let is_answer = datagram.is_of_version(image.is_v6())
             && (destination, udp.destination.to_bytes()) == gateway(next_hop);
         if !is_answer {
             return Err(Verdict::NotTrigger);
@@ -197,10 +195,10 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
     if now_ns >= u64::from(session.expires_tick()).wrapping_mul(TICK_NS) {
         return Err(Verdict::Expired);
     }
-    let key = if trigger.token_generation == control.token_generation {
+    let key = if trigger.token_generation == image.control().token_generation {
         image.key
     } else {
-        previous_key(id, control, trigger.token_generation)
+        previous_key(id, image.control(), trigger.token_generation)
             .ok_or(Verdict::UnknownTokenGeneration)?
     };
     let sequence = trigger.sequence.get();
@@ -216,7 +214,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         return Err(Verdict::BadTag);
     }
     let policy = POLICIES
-        .get(u32::from(control.policy))
+        .get(u32::from(image.control().policy))
         .ok_or(Verdict::MissingConfiguration)?;
     let key = AckKey {
         session: id.to_u64(),
@@ -248,14 +246,15 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         session.refused();
         return Err(Verdict::PayloadRefused);
     }
-    if policy.has(PolicyRecord::SOURCES) && !is_allowed(control.policy, frame, datagram) {
+    if policy.has(PolicyRecord::SOURCES) && !is_allowed(image.control().policy, frame, datagram) {
         session.refused();
         return Err(Verdict::SourceRefused);
     }
 
     rung!(7);
     // Next hop: the controller has found it out before.
-    let keeps_source = control.has(SessionControl::KEEP_SOURCE) && datagram.is_v6() == device_is_v6;
+    let keeps_source =
+        image.control().has(SessionControl::KEEP_SOURCE) && datagram.is_of_version(image.is_v6());
     let (source, source_port) = if keeps_source {
         (datagram.addresses(frame)?[0], udp.source.to_bytes())
     } else {
@@ -264,9 +263,11 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
     // SAFETY: the field is aligned to a word, and valid as long as the program runs.
     let word: u64 = unsafe { load((&raw const next_hop.hop).cast()) };
     let hop: Hop = bytemuck::must_cast(word);
-    // Looked at below. Without the box the compiler and the verifier would remember what comes out here, and the
-    // verifier would go through all in between once for each.
+    // Looked at below, where the frame is sent: whether its link is known, and how many hops it has made then. The
+    // compiler and the verifier are not to know that one comes of the other, and what comes out here: the verifier
+    // would go through all in between, or behind it, once for each.
     let differs = difference(hop.state.into(), Hop::RESOLVED.into());
+    let hops = difference(hop.is_left_to_kernel().into(), 1);
     match hop.state {
         Hop::RESOLVED => {}
         Hop::UNRESOLVED => {
@@ -278,9 +279,9 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
         Hop::NO_ROUTE => {
             // A link that is up again, and a route through it, are there before the controller knows.
             let addresses = (source, image.device);
-            let ports = [source_port, control.device_port];
+            let ports = [source_port, image.control().device_port];
             if !next_hop.is_by_main_routes()
-                || !route::is_there(frame, device_is_v6, addresses, ports)?
+                || !route::is_there(frame, image.is_v6() != 0, addresses, ports)?
             {
                 return Err(Verdict::NoRoute);
             }
@@ -290,7 +291,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
     let egress = EGRESSES
         .get(u32::from(hop.egress))
         .ok_or(Verdict::MissingConfiguration)?;
-    if ip_len(device_is_v6, next_hop, datagram.udp_len()) > usize::from(next_hop.mtu) {
+    if ip_len(image.is_v6(), next_hop, datagram.udp_len()) > usize::from(next_hop.mtu) {
         return Err(Verdict::TooBig);
     }
 
@@ -324,19 +325,19 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
 
     rung!(10);
     // Send: the same payload in new headers.
-    let (link, hops) = if differs == 0 {
-        (link_to(hop, egress), 1)
+    let link = if differs == 0 {
+        link_to(hop, egress)
     } else {
-        // The kernel sees to both.
-        (datagram.link(frame)?, 0)
+        // The kernel sees to it.
+        datagram.link(frame)?
     };
     #[cfg(feature = "by-route")]
     let (link, interface) = {
-        let ports = [source_port, control.device_port];
+        let ports = [source_port, image.control().device_port];
         let addresses = [source, image.device];
         route::find(
             frame,
-            device_is_v6,
+            image.is_v6() != 0,
             addresses,
             ports,
             link,
@@ -345,18 +346,18 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
     };
     let outbound = Outbound {
         link,
-        is_v6: device_is_v6,
-        has_tunnel: next_hop.has(NextHopRecord::GTPU),
+        is_v6: image.is_v6() as u8,
         source,
         destination: image.device,
         source_port,
-        destination_port: control.device_port,
-        hop_limit: datagram.hop_limit().wrapping_sub(hops),
+        destination_port: image.control().device_port,
+        hop_limit: datagram.hop_limit().wrapping_sub(hops as u8),
         traffic_class: if policy.dscp == PolicyRecord::KEEP_DSCP {
             datagram.traffic_class()
         } else {
             policy.dscp << 2 | datagram.traffic_class() & 3
         },
+        has_tunnel: next_hop.has(NextHopRecord::GTPU),
     };
     if outbound.has_tunnel {
         Tunnel::note(next_hop, image.teid)?;
@@ -366,7 +367,7 @@ fn path(frame: Frame<'_>, length: usize, named: &mut u64) -> Result<Verdict, Ver
     session.delivered(length as u64);
     #[cfg(not(feature = "by-route"))]
     let interface = egress.interface;
-    if differs != 0 {
+    if hops == 0 {
         Ok(Verdict::NextHopUnresolved)
     } else if interface == frame.interface() {
         Ok(Verdict::SentBack)

@@ -43,7 +43,8 @@ pub(crate) struct Outbound {
     pub(crate) destination_port: [u8; 2],
     pub(crate) hop_limit: u8,
     pub(crate) traffic_class: u8,
-    pub(crate) is_v6: bool,
+    /// 1 if so.
+    pub(crate) is_v6: u8,
     /// Whether it goes through the [`Tunnel`] in the notes.
     pub(crate) has_tunnel: bool,
 }
@@ -89,7 +90,7 @@ impl Outbound {
     #[inline(always)]
     pub(crate) unsafe fn write(self, frame: Frame<'_>, from: Datagram) -> Result<(), Verdict> {
         let has_same_framing =
-            !self.has_tunnel && from.has_framing(self.link.tag_count, self.is_v6);
+            !self.has_tunnel && from.has_framing(self.link.tag_count, self.is_v6.into());
         // SAFETY: the caller's promise.
         unsafe {
             if has_same_framing {
@@ -110,7 +111,7 @@ impl Outbound {
         // SAFETY: the caller's promise; all of them are next to each other.
         unsafe {
             let udp_at = from.udp_at();
-            if self.is_v6 {
+            if self.is_v6 != 0 {
                 let over = frame.get_mut::<Over<Ipv6Header>>(udp_at.wrapping_sub(IPV6_LEN));
                 let Over { ip, udp } = over.ok_or(Verdict::Truncated)?;
                 self.write_over_udp(udp, self.write_over_v6(ip));
@@ -318,10 +319,10 @@ unsafe fn write_rest(
 ) -> Result<(), Verdict> {
     // SAFETY: the caller's promise; nobody changes these two.
     let (outbound, tunnel) = unsafe { (&(*notes).outbound, Notes::tunnel(notes)) };
-    let label = if outbound.is_v6 == from.is_v6() {
+    let label = if from.is_of_version(outbound.is_v6.into()) {
         from.label(frame)?
     } else {
-        new_label(outbound.is_v6)
+        new_label(outbound.is_v6 != 0)
     };
     let context = frame.context();
     let (unsummed, udp_at) = (unsummed & 0xFFFF_FFFF, unsummed >> 32);
@@ -335,7 +336,7 @@ unsafe fn write_rest(
         destination: outbound.destination,
         payload_len: from.udp_len() as u64,
         label,
-        is_v6: u8::from(outbound.is_v6),
+        is_v6: outbound.is_v6,
         traffic_class: outbound.traffic_class,
         hop_limit: outbound.hop_limit,
         reserved: 0,
@@ -356,7 +357,7 @@ unsafe fn write_rest(
         let at = result_of(push_write_tunnel(context, notes, at, inner_len, sum))?;
         result_of(push_write_ip(context, notes, at))?;
     }
-    let is_v6 = tunnel.map_or(outbound.is_v6, Tunnel::is_v6);
+    let is_v6 = tunnel.map_or(outbound.is_v6 != 0, Tunnel::is_v6);
     let ethertype = if is_v6 {
         ETHERTYPE_IPV6
     } else {
@@ -377,7 +378,7 @@ impl Outbound {
     fn headers_len(&self, tunnel: Option<&Tunnel>) -> u64 {
         let tunnel_len = tunnel.map_or(0, |tunnel| tunnel_len(tunnel.is_v6()));
         let len = self.link.len().wrapping_add(tunnel_len);
-        len.wrapping_add(ip_header_len(self.is_v6)) as u64
+        len.wrapping_add(ip_header_len(self.is_v6.into())) as u64
     }
 
     /// # Safety
@@ -404,12 +405,12 @@ impl Outbound {
             return Ok(HAS_CHECKSUM);
         }
         // IPv6 demands one (RFC 8200, 8.1).
-        if !self.is_v6 && !tunnel.is_some_and(Tunnel::is_v6) {
+        if self.is_v6 == 0 && !tunnel.is_some_and(Tunnel::is_v6) {
             return Ok(NO_SUM);
         }
         let sum = push_sum(frame.context(), udp_at as u64, udp_len as u64);
         let sum = Delta::ZERO.add_u16(sum as u16);
-        if !self.is_v6 {
+        if self.is_v6 == 0 {
             return Ok(sum.folded().into());
         }
         let sum = sum.combine(pseudo_header(self.source, self.destination, udp_len));
@@ -580,7 +581,7 @@ impl Ip {
 
 /// Length of the IP datagram that is to be sent, all headers but the link's included.
 #[inline(always)]
-pub(crate) const fn ip_len(is_v6: bool, next_hop: &NextHopRecord, udp_len: usize) -> usize {
+pub(crate) const fn ip_len(is_v6: u64, next_hop: &NextHopRecord, udp_len: usize) -> usize {
     let tunnel_len = if next_hop.has(NextHopRecord::GTPU) {
         tunnel_len(next_hop.has(NextHopRecord::OUTER_IPV6))
     } else {
@@ -593,12 +594,15 @@ pub(crate) const fn ip_len(is_v6: bool, next_hop: &NextHopRecord, udp_len: usize
 
 #[inline(always)]
 const fn tunnel_len(is_v6: bool) -> usize {
-    ip_header_len(is_v6).wrapping_add(UDP_LEN + GTPU_LEN)
+    ip_header_len(is_v6 as u64).wrapping_add(UDP_LEN + GTPU_LEN)
 }
 
 #[inline(always)]
-const fn ip_header_len(is_v6: bool) -> usize {
-    if is_v6 { IPV6_LEN } else { IPV4_LEN }
+const fn ip_header_len(is_v6: u64) -> usize {
+    // Without a branch, after which the verifier would go on twice.
+    (is_v6 as usize)
+        .wrapping_mul(IPV6_LEN - IPV4_LEN)
+        .wrapping_add(IPV4_LEN)
 }
 
 /// No flow label; identification 0 and no fragments (RFC 6864).

@@ -52,12 +52,6 @@ global! {
 
 #[inline(always)]
 fn tell_of(kind: u32, threshold: u64, id: u64, frame: Frame<'_>, datagram: Datagram) {
-    let (Ok([source, _]), Some(udp)) = (
-        datagram.addresses(frame),
-        frame.get::<UdpHeader>(datagram.udp_at()),
-    ) else {
-        return;
-    };
     let Some(limits) = limits() else {
         return;
     };
@@ -80,6 +74,12 @@ fn tell_of(kind: u32, threshold: u64, id: u64, frame: Frame<'_>, datagram: Datag
     if !is_due {
         return;
     }
+    let (Ok([source, _]), Some(udp)) = (
+        datagram.addresses(frame),
+        frame.get::<UdpHeader>(datagram.udp_at()),
+    ) else {
+        return;
+    };
     let Some(mut entry) = EVENTS.reserve_bytes(size_of::<Event>(), 0) else {
         limits.lost = limits.lost.wrapping_add(1);
         return;

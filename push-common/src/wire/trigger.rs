@@ -126,6 +126,16 @@ pub struct TriggerHeader {
     pub tag: [u8; TAG_LEN],
 }
 
+impl TriggerHeader {
+    /// Whether it begins with [`MAGIC`] and [`VERSION`]: one comparison of four bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_spoken(&self) -> bool {
+        const BEGINNING: [u8; 4] = [MAGIC[0], MAGIC[1], MAGIC[2], VERSION];
+        self.as_bytes().first_chunk() == Some(&BEGINNING)
+    }
+}
+
 /// Names an instance of an application on a device: a slot of the gateway's session table, and the
 /// generation of what is in it, which is random, not zero, and new each time the slot is used anew.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
