@@ -28,8 +28,15 @@ impl Delta {
     #[inline(always)]
     #[must_use]
     pub const fn replace_u32(self, old: u32, new: u32) -> Self {
+        self.replace(old as u64, new as u64)
+    }
+
+    /// Accounts for two or four bytes `old`, as a number, that become `new`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn replace(self, old: u64, new: u64) -> Self {
         // RFC 1624, equation 3: ~m is -m, modulo 2^16 - 1.
-        Self(self.0.wrapping_add(new as u64).wrapping_sub(old as u64))
+        Self(self.0.wrapping_add(new).wrapping_sub(old))
     }
 
     /// Accounts for eight bytes `old`, at an even offset, that become `new`.
@@ -87,10 +94,8 @@ impl Delta {
     #[inline(always)]
     #[must_use]
     pub const fn finish_udp(self) -> u16 {
-        match self.finish() {
-            0 => 0xFFFF,
-            checksum => checksum,
-        }
+        // What is folded is never 0: so it is the negative sum that is, instead of the sum that is inverted.
+        Self::ZERO.subtract(self).folded()
     }
 
     /// The sum in 16 bits, as which it can be added again; it is never 0.
@@ -114,10 +119,7 @@ impl Delta {
     #[inline(always)]
     #[must_use]
     pub const fn apply_udp(self, checksum: u16) -> u16 {
-        match self.apply(checksum) {
-            0 => 0xFFFF,
-            updated => updated,
-        }
+        Self(self.0.wrapping_sub(checksum as u64)).finish_udp()
     }
 }
 

@@ -111,6 +111,8 @@ impl Outbound {
         // SAFETY: the caller's promise; all of them are next to each other.
         unsafe {
             let udp_at = from.udp_at();
+            // Looked for first, so that what the frame's ends are is asked once.
+            let macs = frame.get_mut(0).ok_or(Verdict::Truncated)?;
             if self.is_v6 != 0 {
                 let over = frame.get_mut::<Over<Ipv6Header>>(udp_at.wrapping_sub(IPV6_LEN));
                 let Over { ip, udp } = over.ok_or(Verdict::Truncated)?;
@@ -120,25 +122,27 @@ impl Outbound {
                 let Over { ip, udp } = over.ok_or(Verdict::Truncated)?;
                 self.write_over_udp(udp, self.write_over_v4(ip));
             }
-            self.write_link(frame)
+            self.write_macs(macs);
+            self.write_tags(frame)
         }
     }
 
     /// Returns what that does to the checksum of UDP, as the other two do.
     #[inline(always)]
     fn write_over_v4(&self, ip: &mut Ipv4Header) -> Delta {
-        let (source, destination) = (narrow(self.source), narrow(self.destination));
+        // Nothing else is in the first word of an IPv4 address.
+        let (source, destination) = (self.source[0], self.destination[0]);
         let addresses = Delta::ZERO
-            .replace_u32(u32::from_ne_bytes(ip.source), source)
-            .replace_u32(u32::from_ne_bytes(ip.destination), destination);
+            .replace(u32::from_ne_bytes(ip.source).into(), source)
+            .replace(u32::from_ne_bytes(ip.destination).into(), destination);
         let delta = addresses
             .replace_u16(word([0, ip.tos]), word([0, self.traffic_class]))
             .replace_u16(word([ip.ttl, 0]), word([self.hop_limit, 0]));
         ip.checksum = delta.apply(word(ip.checksum)).to_ne_bytes();
         ip.tos = self.traffic_class;
         ip.ttl = self.hop_limit;
-        ip.source = source.to_ne_bytes();
-        ip.destination = destination.to_ne_bytes();
+        ip.source = narrow(self.source).to_ne_bytes();
+        ip.destination = narrow(self.destination).to_ne_bytes();
         addresses
     }
 
@@ -175,19 +179,20 @@ impl Outbound {
         }
     }
 
-    /// MAC addresses and tags.
-    ///
+    #[inline(always)]
+    fn write_macs(&self, macs: &mut Macs) {
+        let Link { to, from, .. } = self.link;
+        macs.first = (to as u32).to_ne_bytes();
+        macs.rest = (to >> 32 & 0xFFFF | from << 16).to_ne_bytes();
+    }
+
     /// # Safety
     ///
     /// As of [`Outbound::write`].
     #[inline(always)]
-    unsafe fn write_link(&self, frame: Frame<'_>) -> Result<(), Verdict> {
+    unsafe fn write_tags(&self, frame: Frame<'_>) -> Result<(), Verdict> {
         // SAFETY: the caller's promise.
         unsafe {
-            let macs = frame.get_mut::<Macs>(0).ok_or(Verdict::Truncated)?;
-            let Link { to, from, .. } = self.link;
-            macs.first = (to as u32).to_ne_bytes();
-            macs.rest = (to >> 32 & 0xFFFF | from << 16).to_ne_bytes();
             if self.link.tag_count > 0 {
                 let tag = frame.get_mut(TAGS_AT[0]).ok_or(Verdict::Truncated)?;
                 *tag = (self.link.tags as u32).to_ne_bytes();
@@ -365,7 +370,8 @@ unsafe fn write_rest(
     };
     // SAFETY: as above.
     unsafe {
-        outbound.write_link(frame)?;
+        outbound.write_macs(frame.get_mut(0).ok_or(Verdict::Truncated)?);
+        outbound.write_tags(frame)?;
         let ethertype_at = outbound.link.len().wrapping_sub(2);
         *frame.get_mut(ethertype_at).ok_or(Verdict::Truncated)? = U16::new(ethertype);
     }

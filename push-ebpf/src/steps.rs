@@ -90,7 +90,11 @@ global! {
         }
         let payload_at = trigger_at.wrapping_add(TRIGGER_HEADER_LEN);
         mac = packet::absorb_payload(frame, mac, payload_at, payload_len);
-        let Some(end) = frame.word_before(payload_at.wrapping_add(payload_len)) else {
+        let end = match payload_len % 8 {
+            0 => Some(0),
+            _ => frame.word_before(payload_at.wrapping_add(payload_len)),
+        };
+        let Some(end) = end else {
             return 0;
         };
         let expected = mac.finish(end, SIGNED_LEN.wrapping_add(payload_len));
