@@ -82,9 +82,9 @@ fn push(context: XdpContext) -> u32 {
     // SAFETY: that is what it returns.
     let verdict = unsafe { verdict_of(push_path(context.ctx, length as u64, &raw mut named)) };
     count(verdict, length);
-    let watched = watched();
-    if watched != 0 && watched == named {
-        hand_out(frame, verdict, watched);
+    // What names none is most of what isn't ours, and has the least to do.
+    if named != 0 && named == watched() {
+        hand_out(frame, verdict, named);
     }
     #[cfg(feature = "log")]
     if let Action::Drop = verdict.action() {
