@@ -64,7 +64,7 @@ impl Others {
         let ticks_s = cpus as f64 / per_second as f64;
         let took = self.took()?;
         let of_ticks = ticks_s * 100.0 / self.begun.elapsed().as_secs_f64();
-        Ok(took.here + took.elsewhere - of_ticks > TOO_MUCH)
+        Ok(took.is_too_much(of_ticks))
     }
 
     /// Up to now.
@@ -134,6 +134,11 @@ fn ticks_of_soft_interrupts(stat: &str) -> Option<u64> {
 }
 
 impl Took {
+    /// Whether what was measured meanwhile should not count, where so much may be nobody's.
+    fn is_too_much(self, nobodys: f64) -> bool {
+        self.here + self.elsewhere - nobodys > TOO_MUCH
+    }
+
     /// The same for programs.
     #[must_use]
     pub fn to_row(&self, suite: Suite) -> Row {
@@ -174,7 +179,8 @@ mod tests {
     #[test]
     fn more_than_one_in_twenty_is_too_much() {
         let took = |here, elsewhere| Took { here, elsewhere };
-        assert!(!took(3.0, 2.0).is_too_much());
-        assert!(took(3.0, 2.1).is_too_much());
+        assert!(!took(3.0, 2.0).is_too_much(0.0));
+        assert!(took(3.0, 2.1).is_too_much(0.0));
+        assert!(!took(3.0, 12.0).is_too_much(10.0));
     }
 }

@@ -195,7 +195,7 @@ mod tests {
             round(10.0, &[30.0, 15.0]),
             round(90.0, &[900.0, 900.0]),
         ];
-        let quiet = Quiet::of(&rounds).1.unwrap();
+        let quiet = Quiet::of(&rounds, rounds.len()).1.unwrap();
         assert_eq!(quiet.floor().median, 10.0);
         assert_eq!(quiet.over_floor(0).median, 20.0);
         assert_eq!(quiet.over_floor(1).median, 10.0);
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn nothing_is_compared_with_a_baseline_that_is_no_slower_than_the_floor() {
-        let quiet = Quiet::of(&[round(10.0, &[10.0, 30.0])]).1.unwrap();
+        let quiet = Quiet::of(&[round(10.0, &[10.0, 30.0])], 1).1.unwrap();
         assert_eq!(quiet.ratio(1, 0), None);
     }
 }

@@ -103,3 +103,34 @@ impl Progress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many rounds it takes for so many to count, if `floor` is that of each; and whether that was enough.
+    fn measured(wanted: usize, floor: impl Fn(usize) -> f64) -> (usize, usize, bool) {
+        let mut round = 0;
+        let rounds = Rounds::measure("test", wanted, || {
+            round += 1;
+            Ok(Round {
+                floor: floor(round),
+                competitors: Vec::new(),
+            })
+        })
+        .unwrap();
+        let (kept, quiet) = Quiet::of(&rounds.undisturbed, rounds.wanted);
+        (rounds.all, kept, quiet.is_some())
+    }
+
+    #[test]
+    fn it_goes_on_until_enough_rounds_count_or_too_many_did_not() {
+        assert_eq!(measured(10, |_| 1.0), (10, 10, true));
+        // The first one warms up; of the others, each third one is quiet.
+        let third = |round: usize| if round.is_multiple_of(3) { 1.0 } else { 2.0 };
+        assert_eq!(measured(10, third), (29, 10, true));
+        let tenth = |round: usize| if round.is_multiple_of(10) { 1.0 } else { 2.0 };
+        assert_eq!(measured(10, tenth), (40, 4, false));
+        assert!(Rounds::measure("test", 1, || anyhow::bail!("no")).is_err());
+    }
+}
