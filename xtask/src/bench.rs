@@ -67,7 +67,7 @@ pub struct Outputs<'a> {
     pub json: Option<&'a Path>,
     /// Folder for the report with its plots.
     pub report: Option<&'a Path>,
-    /// Whether the table in the README is to be this run's.
+    /// Whether the table in the README is to have this run's targets.
     pub readme: bool,
 }
 

@@ -51,7 +51,7 @@ enum Task {
         /// Write a page with plots into this folder: report.html.
         #[arg(long, value_name = "DIR")]
         report: Option<PathBuf>,
-        /// Replace the README's table by this run's; not if any of its figures is missing.
+        /// Put the targets of the suites that are run into the README's table; not if any of their figures is missing.
         #[arg(long)]
         readme: bool,
     },

@@ -2,10 +2,10 @@
 
 use super::machine::Machine;
 use super::plot::{self, Bar, Labels, Line};
-use super::targets::{Fared, three_digits};
+use super::targets::{Fared, promises, three_digits};
 use super::{Row, Suite};
 use crate::workspace;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -224,54 +224,57 @@ impl Picture {
     }
 }
 
-/// Puts how the targets fared into the README, in place of what is there.
+/// Puts how the targets of the suites that were run fared into the README, in place of what is there of them.
 ///
 /// # Errors
 ///
-/// When a target has not been measured, or the README has no place for it.
+/// When one of these targets has not been measured, or the README has no place for it.
 pub(super) fn into_readme(machine: &Machine, fared: &[Fared]) -> Result<()> {
-    for one in fared {
-        ensure!(
-            one.got.is_some(),
-            "the README stays as it is: there is no figure for {:?}",
-            one.promise
-        );
-    }
     let path = workspace::root().join("README.md");
     let before = fs::read_to_string(&path)?;
-    let (head, rest) = before
-        .split_once(BEGIN)
-        .with_context(|| format!("README.md has no line {BEGIN:?}"))?;
-    let (_, tail) = rest
-        .split_once(END)
-        .with_context(|| format!("README.md has no line {END:?} after {BEGIN:?}"))?;
-    let table = markdown(machine, fared);
-    fs::write(&path, format!("{head}{BEGIN}{table}{END}{tail}"))?;
-    Ok(())
-}
-
-fn markdown(machine: &Machine, fared: &[Fared]) -> String {
-    let mut text = String::from(
-        "| what | wanted | measured | | what bounds it |\n| --- | ---: | ---: | --- | --- |\n",
-    );
-    for one in fared {
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} | {} | {} |",
-            one.promise,
-            one.wanted,
-            one.got.as_deref().unwrap_or("–"),
-            one.verdict(),
-            one.bounded_by.as_deref().unwrap_or_default()
-        );
-    }
     let facts = machine
         .facts()
         .iter()
         .filter(|(what, _)| ["kernel", "processor", "JIT"].contains(what));
     let facts: Vec<_> = facts.map(|(what, is)| format!("{what} {is}")).collect();
-    let _ = writeln!(text, "\nMedians of one run: {}.", facts.join("; "));
-    text
+    fs::write(&path, with_table(&before, &facts.join("; "), fared)?)?;
+    Ok(())
+}
+
+/// A text with these targets in its table.
+fn with_table(text: &str, machine: &str, fared: &[Fared]) -> Result<String> {
+    let (head, rest) = text
+        .split_once(BEGIN)
+        .with_context(|| format!("README.md has no line {BEGIN:?}"))?;
+    let (old, tail) = rest
+        .split_once(END)
+        .with_context(|| format!("README.md has no line {END:?} after {BEGIN:?}"))?;
+    let mut table = String::from(
+        "| what | wanted | measured | | what bounds it |\n| --- | ---: | ---: | --- | --- |\n",
+    );
+    for promise in promises() {
+        let Some(one) = fared.iter().find(|one| one.promise == promise) else {
+            // Of a suite that was not run now.
+            let start = format!("| {promise} |");
+            for line in old.lines().filter(|line| line.starts_with(&start)) {
+                writeln!(table, "{line}")?;
+            }
+            continue;
+        };
+        let got = one.got.as_deref().with_context(|| {
+            format!("the README stays as it is: there is no figure for {promise:?}")
+        })?;
+        let bounded_by = one.bounded_by.as_deref().unwrap_or_default();
+        writeln!(
+            table,
+            "| {promise} | {} | {got} | {} | {bounded_by} |",
+            one.wanted,
+            one.verdict()
+        )?;
+    }
+    Ok(format!(
+        "{head}{BEGIN}{table}\nMedians, those of a suite of one run: {machine}.\n{END}{tail}"
+    ))
 }
 
 fn escaped(text: &str) -> String {
@@ -279,4 +282,38 @@ fn escaped(text: &str) -> String {
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fared(promise: &'static str, got: Option<&str>) -> Fared {
+        Fared {
+            promise,
+            wanted: "≤ 1 ×".to_owned(),
+            got: got.map(str::to_owned),
+            is_met: got.map(|_| true),
+            bounded_by: None,
+        }
+    }
+
+    #[test]
+    fn the_table_has_what_was_measured_now_and_what_it_had_of_other_suites() {
+        let promises: Vec<_> = promises().collect();
+        let (first, last) = (promises[0], promises[promises.len() - 1]);
+        let empty = format!("before\n{BEGIN}{END}after\n");
+        let once = with_table(&empty, "kernel 1", &[fared(last, Some("0.9 ×"))]).unwrap();
+        let twice = with_table(&once, "kernel 2", &[fared(first, Some("0.8 ×"))]).unwrap();
+        let again = with_table(&twice, "kernel 2", &[fared(last, Some("0.7 ×"))]).unwrap();
+        assert_eq!(
+            again,
+            format!(
+                "before\n{BEGIN}| what | wanted | measured | | what bounds it |\n| --- | ---: | ---: | --- | --- |\n| {first} | ≤ 1 × | 0.8 × | met |  |\n| {last} | ≤ 1 × | 0.7 × | met |  |\n\nMedians, those of a suite of one run: kernel 2.\n{END}after\n"
+            )
+        );
+        let error = with_table(&again, "kernel 2", &[fared(first, None)]).unwrap_err();
+        assert!(error.to_string().contains(first), "{error}");
+        assert!(with_table("no table", "", &[]).is_err());
+    }
 }

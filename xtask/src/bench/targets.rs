@@ -146,6 +146,11 @@ pub(super) struct Fared {
     pub(super) bounded_by: Option<String>,
 }
 
+/// What is promised, by all targets in their order.
+pub(super) fn promises() -> impl Iterator<Item = &'static str> {
+    TARGETS.iter().map(|target| target.promise)
+}
+
 /// How these rows did by the targets of their suites.
 pub(super) fn fared(rows: &[Row]) -> Vec<Fared> {
     let of_suites = TARGETS
