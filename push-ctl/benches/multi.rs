@@ -32,7 +32,7 @@ use xtask::bench::{Figure, NOISY_FLOOR, Round, Rounds, Row, Suite};
 
 /// Sessions of each CPU.
 const SESSIONS: u32 = 1024;
-const FRAMES: u32 = 500_000;
+const FRAMES: u32 = 250_000;
 /// Where CPUs share a session, of each CPU: so few that the replay window, which permits 96 steps of reordering,
 /// permits what one CPU has at hand while the other one is at its own.
 const SHARED_BATCH: u32 = 16;

@@ -32,7 +32,7 @@ const SESSIONS: u32 = 1024;
 /// Frames by which is estimated how long one takes.
 const TRIAL: u32 = 20_000;
 /// How long a turn is to take.
-const TURN: Duration = Duration::from_millis(150);
+const TURN: Duration = Duration::from_millis(100);
 /// The place of what all are compared with, and of what tells how quiet it is.
 const PUSH: usize = 0;
 const BARE: usize = 1;

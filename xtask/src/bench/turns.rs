@@ -25,7 +25,7 @@ pub fn pin() -> Result<usize> {
 }
 
 /// How many times the rounds that are wanted are measured at most.
-const MOST_TIMES: usize = 4;
+const MOST_TIMES: usize = 10;
 
 /// What a benchmark has measured, round by round.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// Measures until as many rounds as are `wanted` count, as [`Quiet`] and [`Others`] have it, or four times as
+    /// Measures until as many rounds as are `wanted` count, as [`Quiet`] and [`Others`] have it, or ten times as
     /// many were measured. The first one only warms up.
     ///
     /// # Errors
@@ -129,8 +129,8 @@ mod tests {
         // The first one warms up; of the others, each third one is quiet.
         let third = |round: usize| if round.is_multiple_of(3) { 1.0 } else { 2.0 };
         assert_eq!(measured(10, third), (29, 10, true));
-        let tenth = |round: usize| if round.is_multiple_of(10) { 1.0 } else { 2.0 };
-        assert_eq!(measured(10, tenth), (40, 4, false));
+        let rare = |round: usize| if round.is_multiple_of(30) { 1.0 } else { 2.0 };
+        assert_eq!(measured(10, rare), (100, 3, false));
         assert!(Rounds::measure("test", 1, || anyhow::bail!("no")).is_err());
     }
 }
