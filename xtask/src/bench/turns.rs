@@ -50,16 +50,28 @@ impl Rounds {
         wanted: usize,
         mut measure: impl FnMut() -> Result<Round>,
     ) -> Result<Self> {
+        Self::until(name, wanted, || {
+            let others = Others::watch()?;
+            let round = measure()?;
+            Ok((round, others.disturbed()?))
+        })
+    }
+
+    /// The same, of rounds that come with whether they were disturbed.
+    fn until(
+        name: &'static str,
+        wanted: usize,
+        mut measure: impl FnMut() -> Result<(Round, bool)>,
+    ) -> Result<Self> {
         let progress = Progress::new(name, wanted);
         progress.at(0);
         measure()?;
         let mut undisturbed = Vec::new();
         let (mut all, mut counted) = (0, 0);
         while counted < wanted && all < wanted * MOST_TIMES {
-            let others = Others::watch()?;
-            let round = measure()?;
+            let (round, is_disturbed) = measure()?;
             all += 1;
-            if others.disturbed()? {
+            if is_disturbed {
                 continue;
             }
             undisturbed.push(round);
@@ -108,15 +120,18 @@ impl Progress {
 mod tests {
     use super::*;
 
-    /// How many rounds it takes for so many to count, if `floor` is that of each; and whether that was enough.
+    /// How many rounds it takes for so many to count, if `floor` is that of each, 0 of those that were disturbed; and
+    /// whether that was enough.
     fn measured(wanted: usize, floor: impl Fn(usize) -> f64) -> (usize, usize, bool) {
         let mut round = 0;
-        let rounds = Rounds::measure("test", wanted, || {
+        let rounds = Rounds::until("test", wanted, || {
             round += 1;
-            Ok(Round {
-                floor: floor(round),
+            let floor = floor(round);
+            let measured = Round {
+                floor,
                 competitors: Vec::new(),
-            })
+            };
+            Ok((measured, floor == 0.0))
         })
         .unwrap();
         let (kept, quiet) = Quiet::of(&rounds.undisturbed, rounds.wanted);
@@ -138,6 +153,9 @@ mod tests {
             }
         };
         assert_eq!(measured(10, rare), (100, 3, false));
+        // Those that were disturbed don't count, how low their floor ever was.
+        let half = |round: usize| if round.is_multiple_of(2) { 0.0 } else { 1.0 };
+        assert_eq!(measured(10, half), (20, 10, true));
         assert!(Rounds::measure("test", 1, || anyhow::bail!("no")).is_err());
     }
 }
