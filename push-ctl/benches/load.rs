@@ -24,8 +24,7 @@ use datagram::{DEVICES, Session};
 use gateway::Gateway;
 use memmap2::{MmapOptions, MmapRaw};
 use push_common::maps::{SESSIONS, SessionRecord};
-use shared::{Arguments, Measured};
-use std::fs;
+use shared::{Arguments, Measured, resized};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
@@ -85,13 +84,7 @@ fn run(arguments: &Arguments) -> Result<Measured> {
 /// Seconds that all sessions take, by way and round.
 fn measure(gateway: Gateway) -> Result<Rounds> {
     pin()?;
-    let mut gateway = gateway.restarted_with(|settings| {
-        // A table keeps its size: this is another one.
-        let other = settings.pin_dir.with_file_name("other");
-        fs::remove_dir_all(std::mem::replace(&mut settings.pin_dir, other))
-            .expect("the pins of a gateway can be removed");
-        settings.session_slots = SLOTS;
-    });
+    let mut gateway = resized(gateway, SLOTS);
     let mut table = Table::open(&gateway.settings.pin_dir.join(SESSIONS))?;
     let records = vec![record(); SLOTS as usize];
     // The first one warms up: the kernel makes the table's pages when they are touched first.

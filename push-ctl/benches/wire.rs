@@ -25,7 +25,9 @@ use ground::route::{Route, Shape, install};
 use ground::variant::{Otherwise, Variant};
 use shared::{Arguments, Measured};
 use std::process::ExitCode;
-use xtask::bench::{Figure, NOISY_FLOOR, Progress, Quartiles, Round, Rounds, Row, Suite, pin};
+use xtask::bench::{
+    Figure, NOISY_FLOOR, Others, Progress, Quartiles, Round, Rounds, Row, Suite, pin,
+};
 
 /// Few enough that all are in the CPU's cache.
 const FEW: u32 = 1024;
@@ -123,19 +125,20 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
     }
     let lost = Some(Figure::Counted(0));
     rows.push(Row::new(Suite::Wire, "all", "lost", lost, "frames"));
-    rows.extend(latencies(
-        &grounds[..2],
-        cpu,
-        paced_rounds,
-        quiet.is_some(),
-    )?);
+    let others = Others::watch()?;
+    let mut of_latencies = latencies(&grounds[..2], cpu, paced_rounds)?;
+    let is_quiet = quiet.is_some() && !others.took_too_much()?;
+    if !is_quiet && !arguments.noisy {
+        of_latencies.iter_mut().for_each(Row::withhold);
+    }
+    rows.extend(of_latencies);
     Ok(Measured {
         heading: format!(
             "wire: {kept} of {} rounds count, in which the bare redirect took no more than {NOISY_FLOOR} times its best; {FRAMES} live frames of 82 bytes a turn, {FEW} sessions in turn if not said otherwise, all on CPU {cpu}",
             measured.all
         ),
         rows,
-        is_quiet: quiet.is_some(),
+        is_quiet,
     })
 }
 
@@ -146,7 +149,7 @@ fn push(gateway: gateway::Gateway, shape: Shape, sessions: u32) -> Result<Rig> {
 }
 
 /// Frames one by one, each handed on at once, at shares of what can be sent so by push.
-fn latencies(grounds: &[Ground], cpu: usize, rounds: usize, is_quiet: bool) -> Result<Vec<Row>> {
+fn latencies(grounds: &[Ground], cpu: usize, rounds: usize) -> Result<Vec<Row>> {
     let unpaced = Turn {
         batch: 1,
         stamped: true,
@@ -168,7 +171,7 @@ fn latencies(grounds: &[Ground], cpu: usize, rounds: usize, is_quiet: bool) -> R
         Suite::Wire,
         "push, frame by frame",
         "delivered",
-        is_quiet.then_some(Figure::Once(1e3 / least_ns)),
+        Some(Figure::Once(1e3 / least_ns)),
         "Mpps",
     )];
     let progress = Progress::new("wire, latencies", rounds);
@@ -192,7 +195,7 @@ fn latencies(grounds: &[Ground], cpu: usize, rounds: usize, is_quiet: bool) -> R
         for (load, of_load) in LOADS.iter().zip(of_ground) {
             for (metric, of) in Percentiles::METRICS {
                 let figures: Vec<_> = of_load.iter().map(|it| of(it) as f64 / 1e3).collect();
-                let figure = Quartiles::of(&figures).filter(|_| is_quiet);
+                let figure = Quartiles::of(&figures);
                 rows.push(Row::new(
                     Suite::Wire,
                     format!("{} at {load}", ground.name()),

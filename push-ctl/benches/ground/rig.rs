@@ -7,6 +7,7 @@ use super::plan::{
 use super::proof::check_frames;
 use super::route::{Route, lay_routes};
 use crate::gateway::{EXT, Gateway, INT, sh, wait_until};
+use crate::shared::resized;
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, PerCpuArray, PerCpuValues};
 use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
@@ -376,17 +377,6 @@ fn bare(program: &str) -> Result<Ebpf> {
 pub(crate) fn with_table(gateway: Gateway, slots: u32) -> Gateway {
     lay_routes();
     resized(gateway, slots)
-}
-
-/// A gateway with a table of this many slots.
-pub(crate) fn resized(gateway: Gateway, slots: u32) -> Gateway {
-    gateway.restarted_with(|settings| {
-        // A table keeps its size: this is another one.
-        let other = settings.pin_dir.with_file_name("other");
-        std::fs::remove_dir_all(std::mem::replace(&mut settings.pin_dir, other))
-            .expect("the pins of a gateway can be removed");
-        settings.session_slots = slots;
-    })
 }
 
 /// A gateway's namespace without push in it: as it was before push was attached.

@@ -1,5 +1,6 @@
 //! What all benchmarks have in common: what they are asked, and how they answer.
 
+use crate::gateway::Gateway;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use std::fs;
@@ -17,7 +18,7 @@ pub(crate) struct Arguments {
     pub(crate) short: bool,
     /// Show figures of a run that was too noisy, too: for work on a benchmark.
     #[arg(long, conflicts_with = "json")]
-    noisy: bool,
+    pub(crate) noisy: bool,
     /// Cargo passes it to each benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -30,8 +31,20 @@ impl Arguments {
         if self.noisy && !undisturbed.is_empty() {
             return (undisturbed.len(), Some(Quiet::all(undisturbed)));
         }
-        Quiet::of(undisturbed, rounds.wanted)
+        let (kept, quiet) = Quiet::of(undisturbed, rounds.wanted);
+        (kept, quiet.filter(|_| !rounds.are_disturbed))
     }
+}
+
+/// A gateway with a table of this many slots.
+pub(crate) fn resized(gateway: Gateway, slots: u32) -> Gateway {
+    gateway.restarted_with(|settings| {
+        // A table keeps its size: this is another one.
+        let other = settings.pin_dir.with_file_name("other");
+        fs::remove_dir_all(std::mem::replace(&mut settings.pin_dir, other))
+            .expect("the pins of a gateway can be removed");
+        settings.session_slots = slots;
+    })
 }
 
 /// What a benchmark has come to.

@@ -3,7 +3,7 @@
 //!
 //! No counters, no events, no policies, no next hops that change, one framing, no payload, no IPv6, no rotation of
 //! tokens, no record that is being changed. What push takes more than this is what it has more; what even this
-//! doesn't reach, no program with the same tag can on that machine.
+//! doesn't reach isn't to be had by making push leaner.
 
 use super::plan::{FRAME_LEN, HEADERS_LEN, Least};
 use super::{BENCH_INTERFACE, bytes, read, swap_if, write};

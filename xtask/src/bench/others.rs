@@ -52,37 +52,74 @@ impl Others {
         })
     }
 
-    /// Whether what was measured up to now, in one round, should not count. The kernel tells of time in ticks: one
-    /// of each CPU may be nobody's.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel doesn't tell.
-    pub fn disturbed(&self) -> Result<bool> {
-        let per_second = sysconf(SysconfVar::CLK_TCK)?.context("the clock ticks")?;
-        let cpus = thread::available_parallelism()?.get();
-        let ticks_s = cpus as f64 / per_second as f64;
-        let took = self.took()?;
-        let of_ticks = ticks_s * 100.0 / self.begun.elapsed().as_secs_f64();
-        Ok(took.is_too_much(of_ticks))
-    }
-
     /// Up to now.
     ///
     /// # Errors
     ///
     /// When the kernel doesn't tell.
     pub fn took(&self) -> Result<Took> {
+        Ok(self.spent()?.took())
+    }
+
+    /// Whether nothing that was measured up to now should be believed.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel doesn't tell.
+    pub fn took_too_much(&self) -> Result<bool> {
+        Ok(self.took()?.is_too_much(0.0))
+    }
+
+    pub(super) fn spent(&self) -> Result<Spent> {
         let now = Taken::now()?;
-        let elapsed = self.begun.elapsed().as_secs_f64();
-        let percent = |time: Duration| time.as_secs_f64() * 100.0 / elapsed;
-        let by_all = now.by_all.saturating_sub(self.before.by_all);
-        let by_us = now.by_us.saturating_sub(self.before.by_us);
-        let stolen = now.by_hypervisor.saturating_sub(self.before.by_hypervisor);
-        Ok(Took {
-            here: percent(by_all.saturating_sub(by_us)),
-            elsewhere: percent(stolen),
+        let seconds = |now: Duration, before: Duration| now.as_secs_f64() - before.as_secs_f64();
+        let before = self.before;
+        Ok(Spent {
+            elapsed_s: self.begun.elapsed().as_secs_f64(),
+            here_s: seconds(now.by_all, before.by_all) - seconds(now.by_us, before.by_us),
+            elsewhere_s: seconds(now.by_hypervisor, before.by_hypervisor),
         })
+    }
+}
+
+/// What others took in some time. The kernel tells of it in ticks, so that over a short time it can come out too
+/// high, or below zero; over many of those, that evens out.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Spent {
+    pub(super) elapsed_s: f64,
+    pub(super) here_s: f64,
+    pub(super) elsewhere_s: f64,
+}
+
+impl Spent {
+    /// Both, one after the other.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self {
+            elapsed_s: self.elapsed_s + other.elapsed_s,
+            here_s: self.here_s + other.here_s,
+            elsewhere_s: self.elsewhere_s + other.elsewhere_s,
+        }
+    }
+
+    /// Whether a round of that should not count, where one tick of each CPU may be nobody's.
+    pub(super) fn is_disturbed(self) -> Result<bool> {
+        let per_second = sysconf(SysconfVar::CLK_TCK)?.context("the clock ticks")?;
+        let cpus = thread::available_parallelism()?.get();
+        let ticks_s = cpus as f64 / per_second as f64;
+        Ok(self.took().is_too_much(ticks_s * 100.0 / self.elapsed_s))
+    }
+
+    /// Whether others took too much of all of it.
+    pub(super) fn is_too_much(self) -> bool {
+        self.elapsed_s > 0.0 && self.took().is_too_much(0.0)
+    }
+
+    fn took(self) -> Took {
+        let percent = |time_s: f64| time_s.max(0.0) * 100.0 / self.elapsed_s;
+        Took {
+            here: percent(self.here_s),
+            elsewhere: percent(self.elsewhere_s),
+        }
     }
 }
 

@@ -78,6 +78,13 @@ impl Row {
         }
     }
 
+    /// Takes the figure back: what it was measured among was too noisy.
+    pub fn withhold(&mut self) {
+        self.value = None;
+        self.spread = None;
+        self.ratio = None;
+    }
+
     /// Prints rows as a table.
     pub fn print(rows: &[Self]) {
         for row in rows {

@@ -1,5 +1,6 @@
 //! What benchmarks have in common whose competitors take turns.
 
+use super::others::Spent;
 use super::{Others, Quiet, Round};
 use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -36,6 +37,8 @@ pub struct Rounds {
     pub all: usize,
     /// How many were to count.
     pub wanted: usize,
+    /// Whether others took too much of the undisturbed ones together.
+    pub are_disturbed: bool,
 }
 
 impl Rounds {
@@ -53,27 +56,29 @@ impl Rounds {
         Self::until(name, wanted, || {
             let others = Others::watch()?;
             let round = measure()?;
-            Ok((round, others.disturbed()?))
+            Ok((round, others.spent()?))
         })
     }
 
-    /// The same, of rounds that come with whether they were disturbed.
+    /// The same, of rounds that come with what others took meanwhile.
     fn until(
         name: &'static str,
         wanted: usize,
-        mut measure: impl FnMut() -> Result<(Round, bool)>,
+        mut measure: impl FnMut() -> Result<(Round, Spent)>,
     ) -> Result<Self> {
         let progress = Progress::new(name, wanted);
         progress.at(0);
         measure()?;
         let mut undisturbed = Vec::new();
+        let mut together = Spent::default();
         let (mut all, mut counted) = (0, 0);
         while counted < wanted && all < wanted * MOST_TIMES {
-            let (round, is_disturbed) = measure()?;
+            let (round, spent) = measure()?;
             all += 1;
-            if is_disturbed {
+            if spent.is_disturbed()? {
                 continue;
             }
+            together = together.and(spent);
             undisturbed.push(round);
             let (now, _) = Quiet::of(&undisturbed, wanted);
             if now > counted {
@@ -85,6 +90,7 @@ impl Rounds {
             undisturbed,
             all,
             wanted,
+            are_disturbed: together.is_too_much(),
         })
     }
 }
@@ -120,22 +126,47 @@ impl Progress {
 mod tests {
     use super::*;
 
-    /// How many rounds it takes for so many to count, if `floor` is that of each, 0 of those that were disturbed; and
-    /// whether that was enough.
-    fn measured(wanted: usize, floor: impl Fn(usize) -> f64) -> (usize, usize, bool) {
+    /// Rounds of a second, of which `floor` and what others took of it are these.
+    fn rounds(wanted: usize, of: impl Fn(usize) -> (f64, f64)) -> Rounds {
         let mut round = 0;
-        let rounds = Rounds::until("test", wanted, || {
+        Rounds::until("test", wanted, || {
             round += 1;
-            let floor = floor(round);
+            let (floor, here_s) = of(round);
             let measured = Round {
                 floor,
                 competitors: Vec::new(),
             };
-            Ok((measured, floor == 0.0))
+            let spent = Spent {
+                elapsed_s: 1.0,
+                here_s,
+                elsewhere_s: 0.0,
+            };
+            Ok((measured, spent))
         })
-        .unwrap();
+        .unwrap()
+    }
+
+    /// How many rounds it takes for so many to count, if `floor` is that of each, 0 of those that were disturbed; and
+    /// whether that was enough.
+    fn measured(wanted: usize, floor: impl Fn(usize) -> f64) -> (usize, usize, bool) {
+        let rounds = rounds(wanted, |round| {
+            let floor = floor(round);
+            (floor, if floor == 0.0 { 10.0 } else { 0.0 })
+        });
         let (kept, quiet) = Quiet::of(&rounds.undisturbed, rounds.wanted);
         (rounds.all, kept, quiet.is_some())
+    }
+
+    #[test]
+    fn what_others_take_in_each_round_adds_up() {
+        // Each has a tick more than it may, of 100 a second.
+        let slightly = rounds(10, |_| (1.0, 0.06));
+        assert_eq!((slightly.all, slightly.undisturbed.len()), (10, 10));
+        assert!(slightly.are_disturbed);
+        assert!(!rounds(10, |_| (1.0, 0.05)).are_disturbed);
+        // What comes out below zero evens out what came out too high.
+        let ticks = |round: usize| (1.0, if round.is_multiple_of(2) { 0.06 } else { -0.01 });
+        assert!(!rounds(10, ticks).are_disturbed);
     }
 
     #[test]
