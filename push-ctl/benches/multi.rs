@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
-use xtask::bench::{Figure, NOISY_FLOOR, Round, Rounds, Row, Suite};
+use xtask::bench::{Figure, Round, Rounds, Row, Suite};
 
 /// Sessions of each CPU.
 const SESSIONS: u32 = 1024;
@@ -171,8 +171,8 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
     ];
     Ok(Measured {
         heading: format!(
-            "multi: {kept} of {} rounds count, in which no CPU alone took more than {NOISY_FLOOR} times its best; {FRAMES} live frames a CPU and turn, {SESSIONS} sessions each",
-            measured.all
+            "multi: {}; {FRAMES} live frames a CPU and turn, {SESSIONS} sessions each",
+            shared::counted(kept, &measured, "a CPU alone")
         ),
         rows,
         is_quiet: quiet.is_some(),

@@ -45,7 +45,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
-use xtask::bench::{Figure, NOISY_FLOOR, Quartiles, Quiet, Round, Rounds, Row, Suite, pin};
+use xtask::bench::{Figure, Quartiles, Quiet, Round, Rounds, Row, Suite, pin};
 
 const ROUNDS: usize = 101;
 const SHORT_ROUNDS: usize = 31;
@@ -443,10 +443,12 @@ impl Measured {
     /// What was measured, how often and on what.
     fn heading(&self, kept: usize) -> String {
         let mut text = format!(
-            "path: {kept} of {} rounds count, whose floor was at most {NOISY_FLOOR} times the best one: {RUNS} runs a row, each of a fresh frame (BPF_PROG_TEST_RUN), on CPU {}\n\
+            "path: {}: {RUNS} runs a row, each of a fresh frame (BPF_PROG_TEST_RUN), on CPU {}\n\
              floor: the program if it ends where it begins, reading the clock included\n\
              sessions: {} in a table of {SLOTS} slots, so few that all are in the CPU's cache",
-            self.rounds.all, self.cpu, self.sessions
+            shared::counted(kept, &self.rounds, "the floor"),
+            self.cpu,
+            self.sessions
         );
         for (nic, _) in &self.nics {
             let triggers = if nic.takes_triggers {

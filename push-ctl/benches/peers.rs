@@ -26,7 +26,7 @@ use ground::variant::{Otherwise, Variant};
 use shared::{Arguments, Measured};
 use std::process::ExitCode;
 use std::time::Duration;
-use xtask::bench::{Figure, NOISY_FLOOR, Round, Rounds, Row, Suite, pin};
+use xtask::bench::{Figure, Round, Rounds, Row, Suite, pin};
 
 const SESSIONS: u32 = 1024;
 /// Frames by which is estimated how long one takes.
@@ -131,8 +131,8 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
     ));
     Ok(Measured {
         heading: format!(
-            "peers: {kept} of {} rounds count, in which the bare redirect took no more than {NOISY_FLOOR} times its best; live frames of 82 bytes, {SESSIONS} sessions in turn, all on CPU {cpu}",
-            measured.all
+            "peers: {}; live frames of 82 bytes, {SESSIONS} sessions in turn, all on CPU {cpu}",
+            shared::counted(kept, &measured, "the bare redirect")
         ),
         rows,
         is_quiet: quiet.is_some(),

@@ -57,8 +57,9 @@ fn run(arguments: &Arguments) -> Result<shared::Measured> {
     let (kept, quiet) = arguments.quiet(&measured.rounds);
     Ok(shared::Measured {
         heading: format!(
-            "scale: {kept} of {} rounds count, of {RUNS} triggers each (BPF_PROG_TEST_RUN), on CPU {}",
-            measured.rounds.all, measured.cpu
+            "scale: {}; {RUNS} triggers a row and round (BPF_PROG_TEST_RUN), on CPU {}",
+            shared::counted(kept, &measured.rounds, "the floor"),
+            measured.cpu
         ),
         rows: measured.rows(counts, quiet.as_ref()),
         is_quiet: quiet.is_some(),

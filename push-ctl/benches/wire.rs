@@ -25,9 +25,7 @@ use ground::route::{Route, Shape, install};
 use ground::variant::{Otherwise, Variant};
 use shared::{Arguments, Measured};
 use std::process::ExitCode;
-use xtask::bench::{
-    Figure, NOISY_FLOOR, Others, Progress, Quartiles, Round, Rounds, Row, Suite, pin,
-};
+use xtask::bench::{Figure, Others, Progress, Quartiles, Round, Rounds, Row, Suite, pin};
 
 /// Few enough that all are in the CPU's cache.
 const FEW: u32 = 1024;
@@ -134,8 +132,8 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
     rows.extend(of_latencies);
     Ok(Measured {
         heading: format!(
-            "wire: {kept} of {} rounds count, in which the bare redirect took no more than {NOISY_FLOOR} times its best; {FRAMES} live frames of 82 bytes a turn, {FEW} sessions in turn if not said otherwise, all on CPU {cpu}",
-            measured.all
+            "wire: {}; {FRAMES} live frames of 82 bytes a turn, {FEW} sessions in turn if not said otherwise, all on CPU {cpu}",
+            shared::counted(kept, &measured, "the bare redirect")
         ),
         rows,
         is_quiet,

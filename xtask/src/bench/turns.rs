@@ -175,7 +175,7 @@ mod tests {
         // The first one warms up; of the others, each third one is quiet.
         let third = |round: usize| if round.is_multiple_of(3) { 1.0 } else { 2.0 };
         assert_eq!(measured(10, third), (29, 10, true));
-        // The first of them tells that the others aren't.
+        // The first of them is as good as none.
         let rare = |round: usize| {
             if round == 2 || round.is_multiple_of(40) {
                 1.0
