@@ -373,12 +373,12 @@ impl<K: Kernel> Owner<K> {
         if !changes.leave_store_alone() {
             store.apply(&self.batch(&changes))?;
         }
-        let authorised: BTreeSet<_> = self.authorised().collect();
-        let installed: BTreeSet<_> = self.kernel.installed().into_iter().collect();
+        let mut authorised: BTreeSet<_> = self.authorised().collect();
+        let mut installed: BTreeSet<_> = self.kernel.installed().into_iter().collect();
         let kept = authorised.intersection(&installed).count();
         let (added, removed) = (authorised.len() - kept, installed.len() - kept);
-        changes.kernel.extend(authorised);
-        changes.kernel.extend(installed);
+        changes.kernel.append(&mut authorised);
+        changes.kernel.append(&mut installed);
         let policies = self.sessions.apps().map(|(app, _)| app.policy_slot);
         changes.policies.extend(policies);
         let outcome = self.outcome(changes);
@@ -471,7 +471,7 @@ impl<K: Kernel> Owner<K> {
 
     fn authorised(&self) -> impl Iterator<Item = SessionId> {
         let sessions = self.sessions.sessions().map(|session| session.id);
-        sessions.filter(|&id| self.sessions.authorised(id).is_some())
+        sessions.filter(|&id| self.sessions.is_authorised(id))
     }
 
     /// Whether the next commit is to have no more in it.

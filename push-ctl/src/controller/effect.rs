@@ -95,7 +95,7 @@ impl<K: Kernel> Owner<K> {
         let end = begin.saturating_add(TIMED_AT_ONCE);
         let sessions = (begin..end).filter_map(|slot| self.sessions.session_in_slot(slot));
         let ids = sessions.map(|session| session.id);
-        let authorised = ids.filter(|&id| self.sessions.authorised(id).is_some());
+        let authorised = ids.filter(|&id| self.sessions.is_authorised(id));
         changes.kernel.extend(authorised);
         self.timed_anew = Some(end).filter(|&end| end < self.sessions.slots_used());
     }
@@ -108,9 +108,11 @@ impl<K: Kernel> Owner<K> {
         changed: BTreeSet<SessionId>,
     ) -> usize {
         let mut different = 0;
-        let (install, remove): (Vec<_>, Vec<_>) = changed
+        let (mut install, remove): (Vec<_>, Vec<_>) = changed
             .into_iter()
-            .partition(|&id| self.sessions.authorised(id).is_some());
+            .partition(|&id| self.sessions.is_authorised(id));
+        // As they are in memory, here and in the table.
+        install.sort_unstable_by_key(|id| id.slot());
         // First, as a slot may have passed from one session to another, and one of a policy from one
         // application to another.
         for id in remove {

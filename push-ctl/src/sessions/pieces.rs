@@ -86,6 +86,10 @@ impl Terminals {
         self.entries.get(place as usize)?.as_ref()
     }
 
+    pub(super) fn at_mut(&mut self, place: u32) -> Option<&mut TerminalEntry> {
+        self.entries.get_mut(place as usize)?.as_mut()
+    }
+
     pub(super) fn contains_key(&self, id: &RegistrationId) -> bool {
         self.places.contains_key(id)
     }
@@ -96,7 +100,7 @@ impl Terminals {
 
     pub(super) fn get_mut(&mut self, id: &RegistrationId) -> Option<&mut TerminalEntry> {
         let place = self.place(*id)?;
-        self.entries.get_mut(place as usize)?.as_mut()
+        self.at_mut(place)
     }
 
     /// Has a terminal that wasn't known before.

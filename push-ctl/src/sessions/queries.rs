@@ -40,6 +40,13 @@ impl Sessions {
         }
     }
 
+    /// Whether the data plane is to deliver for a session. To find out what belongs to it takes longer.
+    #[must_use]
+    pub fn is_authorised(&self, id: SessionId) -> bool {
+        let state = self.slots.get(id).map(|session| &session.state);
+        matches!(state, Some(SessionState::Authorised(_)))
+    }
+
     /// The terminal of this registration.
     #[must_use]
     pub fn terminal(&self, id: RegistrationId) -> Option<&Terminal> {

@@ -99,22 +99,7 @@ impl Sessions {
                 },
             );
         }
-        for record in image.terminals {
-            if let OperativeState::First { .. } = record.state {
-                // A store of version 2 may have several at one address; they stay until they leave or move.
-                let place = (record.path.realm.clone(), record.path.device);
-                sessions.addresses.insert(place, record.id);
-            }
-            let id = record.id;
-            if sessions.terminals.get(&id).is_some() {
-                return Err(contradiction(format!("two terminals are {id}")));
-            }
-            if let Some(other) = sessions.enter_terminal(record) {
-                return Err(contradiction(format!(
-                    "terminals {other} and {id} have the same endpoint name"
-                )));
-            }
-        }
+        sessions.enter_terminals(image.terminals)?;
         for slot in 0..sessions.slots.used() {
             if let Some(id) = sessions.slots.in_slot(slot).map(|session| session.id) {
                 sessions.enter_session(id).map_err(contradiction)?;
@@ -128,20 +113,59 @@ impl Sessions {
         Ok(sessions)
     }
 
+    /// Has all terminals in all lists: with each list made at once, which takes a fraction of one by one.
+    fn enter_terminals(&mut self, records: Vec<Terminal>) -> Result<(), RestoreError> {
+        let (mut addresses, mut endpoints) = (Vec::new(), Vec::with_capacity(records.len()));
+        let mut deadlines = Vec::with_capacity(records.len());
+        for record in records {
+            let id = record.id;
+            if self.terminals.contains_key(&id) {
+                let what = format!("two terminals are {id}");
+                return Err(RestoreError::Contradiction(what));
+            }
+            if let OperativeState::First { .. } = record.state {
+                // A store of version 2 may have several at one address; they stay until they leave or move.
+                let place = (record.path.realm.clone(), record.path.device);
+                addresses.push((place, id));
+            }
+            deadlines.extend(deadline(record.state).map(|at| (at, Due::Terminal(id))));
+            endpoints.push((record.endpoint.clone(), id));
+            self.add_terminal(record);
+        }
+        endpoints.sort_unstable();
+        if let Some([(_, one), (_, other)]) = endpoints
+            .array_windows()
+            .find(|[(one, _), (other, _)]| one == other)
+        {
+            let what = format!("terminals {one} and {other} have the same endpoint name");
+            return Err(RestoreError::Contradiction(what));
+        }
+        self.addresses = addresses.into_iter().collect();
+        self.endpoints = endpoints.into_iter().collect();
+        self.deadlines = deadlines.into_iter().collect();
+        Ok(())
+    }
+
     /// Has a terminal in all lists but that of addresses. Returns another one of the same endpoint name,
     /// which it has taken the place of.
-    pub(super) fn enter_terminal(&mut self, mut record: Terminal) -> Option<RegistrationId> {
+    pub(super) fn enter_terminal(&mut self, record: Terminal) -> Option<RegistrationId> {
         let id = record.id;
         self.set_deadline(Due::Terminal(id), None, deadline(record.state));
+        let other = self.endpoints.insert(record.endpoint.clone(), id);
+        self.add_terminal(record);
+        other
+    }
+
+    /// Has a terminal among the others, and in the population of its realm.
+    fn add_terminal(&mut self, mut record: Terminal) {
+        let id = record.id;
         self.populate(record.path.realm.clone(), 1, 0);
         // As of an application, below.
         let known = self.populations.get_key_value(&record.path.realm);
         record.path.realm = known.and_then(|(realm, _)| realm.clone());
-        let other = self.endpoints.insert(record.endpoint.clone(), id);
         let sessions = LiveSessions::default();
         self.terminals
             .insert(id, TerminalEntry { record, sessions });
-        other
     }
 
     /// Has a session, which is in its slot, in all lists, unless it is over.
@@ -161,7 +185,7 @@ impl Sessions {
             SessionState::Authorised(tokens) => (&mut self.counts.authorised, 1, tokens.deadline()),
             SessionState::Ended { .. } => return Ok(()),
         };
-        let terminal = self.terminals.get_mut(&session.terminal);
+        let terminal = place.and_then(|place| self.terminals.at_mut(place));
         let terminal = terminal
             .filter(|terminal| matches!(terminal.record.state, OperativeState::First { .. }))
             .ok_or_else(|| format!("session {id} has no terminal in the first operative state"))?;

@@ -468,6 +468,12 @@ fn records_that_do_not_fit_together_are_a_contradiction() {
         ..whole.terminals[0].clone()
     };
     with_a_terminal_twice.terminals.push(twin);
+    let mut with_an_endpoint_twice = whole.clone();
+    let twin = Terminal {
+        id: RegistrationId::from_u64(whole.terminals[0].id.to_u64() + 1),
+        ..whole.terminals[0].clone()
+    };
+    with_an_endpoint_twice.terminals.push(twin);
     let mut with_an_app_twice = whole.clone();
     let twin = App {
         policy_slot: NonZeroU16::new(77).unwrap(),
@@ -484,6 +490,7 @@ fn records_that_do_not_fit_together_are_a_contradiction() {
         (without_terminal, "has no terminal"),
         (without_app, "has no application"),
         (with_a_terminal_twice, "two terminals are"),
+        (with_an_endpoint_twice, "have the same endpoint name"),
         (with_an_app_twice, "two applications are"),
         (with_two_policies_in_a_slot, "have the same policy slot"),
     ] {
