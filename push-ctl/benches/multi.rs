@@ -172,7 +172,7 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
     Ok(Measured {
         heading: format!(
             "multi: {}; {FRAMES} live frames a CPU and turn, {SESSIONS} sessions each",
-            shared::counted(kept, &measured, "a CPU alone")
+            measured.tell(kept, "a CPU alone")
         ),
         rows,
         is_quiet: quiet.is_some(),

@@ -446,7 +446,7 @@ impl Measured {
             "path: {}: {RUNS} runs a row, each of a fresh frame (BPF_PROG_TEST_RUN), on CPU {}\n\
              floor: the program if it ends where it begins, reading the clock included\n\
              sessions: {} in a table of {SLOTS} slots, so few that all are in the CPU's cache",
-            shared::counted(kept, &self.rounds, "the floor"),
+            self.rounds.tell(kept, "the floor"),
             self.cpu,
             self.sessions
         );

@@ -132,7 +132,7 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
     Ok(Measured {
         heading: format!(
             "peers: {}; live frames of 82 bytes, {SESSIONS} sessions in turn, all on CPU {cpu}",
-            shared::counted(kept, &measured, "the bare redirect")
+            measured.tell(kept, "the bare redirect")
         ),
         rows,
         is_quiet: quiet.is_some(),

@@ -58,7 +58,7 @@ fn run(arguments: &Arguments) -> Result<shared::Measured> {
     Ok(shared::Measured {
         heading: format!(
             "scale: {}; {RUNS} triggers a row and round (BPF_PROG_TEST_RUN), on CPU {}",
-            shared::counted(kept, &measured.rounds, "the floor"),
+            measured.rounds.tell(kept, "the floor"),
             measured.cpu
         ),
         rows: measured.rows(counts, quiet.as_ref()),

@@ -133,7 +133,7 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
     Ok(Measured {
         heading: format!(
             "wire: {}; {FRAMES} live frames of 82 bytes a turn, {FEW} sessions in turn if not said otherwise, all on CPU {cpu}",
-            shared::counted(kept, &measured, "the bare redirect")
+            measured.tell(kept, "the bare redirect")
         ),
         rows,
         is_quiet,

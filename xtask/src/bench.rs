@@ -17,7 +17,7 @@ mod turns;
 
 pub use others::{Others, Took};
 pub use row::{Figure, Row};
-pub use statistics::{NOISY_FLOOR, Quartiles, Quiet, Round};
+pub use statistics::{Quartiles, Quiet, Round};
 pub use turns::{Progress, Rounds, pin};
 
 use crate::{child, setup, workspace};

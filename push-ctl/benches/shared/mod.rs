@@ -6,7 +6,7 @@ use clap::Parser;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use xtask::bench::{NOISY_FLOOR, Others, Quiet, Rounds, Row, Suite};
+use xtask::bench::{Others, Quiet, Rounds, Row, Suite};
 
 #[derive(Parser)]
 pub(crate) struct Arguments {
@@ -34,14 +34,6 @@ impl Arguments {
         let (kept, quiet) = Quiet::of(undisturbed, rounds.wanted);
         (kept, quiet.filter(|_| !rounds.are_disturbed))
     }
-}
-
-/// How many rounds count, of which `floor` was the floor.
-pub(crate) fn counted(kept: usize, rounds: &Rounds, floor: &str) -> String {
-    let all = rounds.all;
-    format!(
-        "{kept} of {all} rounds count, of which none took {floor} more than {NOISY_FLOOR} times as long as another"
-    )
 }
 
 /// A gateway with a table of this many slots.

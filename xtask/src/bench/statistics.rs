@@ -1,12 +1,12 @@
 //! What is to be made of many figures that came out differently.
 
 /// Rounds are alike if the highest floor is at most this many times the lowest.
-pub const NOISY_FLOOR: f64 = 1.15;
+pub(super) const NOISY_FLOOR: f64 = 1.15;
 
 /// The lowest floor of those that are alike is at most this many times the best one of all. A CPU whose neighbours are
 /// busy has a lower clock, which makes each program slower alike: about a third. One that shares its core with them
 /// does not just have a lower clock, and is slower than that.
-pub const SLOW_FLOOR: f64 = 1.4;
+const SLOW_FLOOR: f64 = 1.4;
 
 /// What one round has measured, in any one unit.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,6 +1,7 @@
 //! What benchmarks have in common whose competitors take turns.
 
 use super::others::Spent;
+use super::statistics::NOISY_FLOOR;
 use super::{Others, Quiet, Round};
 use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -42,6 +43,15 @@ pub struct Rounds {
 }
 
 impl Rounds {
+    /// How many rounds count, of which `floor` was the floor: `kept`.
+    #[must_use]
+    pub fn tell(&self, kept: usize, floor: &str) -> String {
+        let all = self.all;
+        format!(
+            "{kept} of {all} rounds count, of which none took {floor} more than {NOISY_FLOOR} times as long as another"
+        )
+    }
+
     /// Measures until as many rounds as are `wanted` count, as [`Quiet`] and [`Others`] have it, or ten times as
     /// many were measured. The first one only warms up.
     ///
