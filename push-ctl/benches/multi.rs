@@ -23,6 +23,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use push_common::tag::{Mac, TagKey};
 use shared::{Arguments, Measured};
+use std::array;
 use std::hint::black_box;
 use std::process::ExitCode;
 use std::sync::Barrier;
@@ -43,11 +44,16 @@ const OTHER: usize = 1;
 const BOTH: usize = 2;
 const ONE_OF_SHARED: usize = 3;
 const SHARED: usize = 4;
-const ARITHMETIC: usize = 5;
-const ARITHMETIC_ON_BOTH: usize = 6;
+const BARE_ONE: usize = 5;
+const BARE_OTHER: usize = 6;
+const BARE_BOTH: usize = 7;
+const ARITHMETIC: usize = 8;
+const ARITHMETIC_ON_BOTH: usize = 9;
 
 /// Words of arithmetic.
-const WORDS: u64 = 8_000_000;
+const WORDS: u64 = 16_000_000;
+/// Tags that they go into, at the same time: as many as keep a core busy, and as fit into its registers.
+const TAGS: usize = 2;
 
 /// The name of what a row is compared with, and how many frames a round had of it.
 type Baseline<'a> = (&'a str, &'a dyn Fn(&Round) -> f64);
@@ -65,13 +71,14 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
     ensure!(cpus.len() >= 2, "this takes two CPUs, and there is one");
     let cpus = [cpus[0], cpus[1]];
     let ground = Ground::new("push", |gateway| {
-        // A queue for each CPU.
-        for nic in ["ext", "ext-peer", "int", "int-peer"] {
-            sh(&format!("ethtool -L {nic} rx $(nproc --all)"));
-        }
+        a_queue_for_each_cpu();
         let mut gateway = with_table(gateway, 4 * SESSIONS);
         install(&mut gateway, Shape::Through, 2 * SESSIONS)?;
         Rig::around(Route::of_push(Shape::Through), gateway)
+    })?;
+    let bare = Ground::new("bare redirect", |gateway| {
+        a_queue_for_each_cpu();
+        Rig::around_bare(Route::untouched(Shape::Through), gateway, "redirect")
     })?;
     let alone = |cpu| Turn {
         sessions: SESSIONS,
@@ -90,16 +97,19 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
         ..alone(cpus[0])
     };
     let turns = [
-        alone(cpus[0]),
-        alone(cpus[1]),
-        both,
-        one_session(&cpus[..1]),
-        one_session(&cpus),
+        (&ground, alone(cpus[0])),
+        (&ground, alone(cpus[1])),
+        (&ground, both.clone()),
+        (&ground, one_session(&cpus[..1])),
+        (&ground, one_session(&cpus)),
+        (&bare, alone(cpus[0])),
+        (&bare, alone(cpus[1])),
+        (&bare, both),
     ];
     let mut refused = 0.0_f64;
     let measured = Rounds::measure("multi", rounds, || {
         let mut competitors = Vec::new();
-        for (index, turn) in turns.iter().enumerate() {
+        for (index, (ground, turn)) in turns.iter().enumerate() {
             let outcome = ground.turn(turn)?;
             competitors.push(outcome.ns_per_frame());
             if index == SHARED {
@@ -136,8 +146,11 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
             }
         }
     };
-    let mean =
-        |round: &Round| (1e3 / round.competitors[ONE] + 1e3 / round.competitors[OTHER]) / 2.0;
+    let mean_of = |one: usize, other: usize| {
+        move |round: &Round| (1e3 / round.competitors[one] + 1e3 / round.competitors[other]) / 2.0
+    };
+    let mean = mean_of(ONE, OTHER);
+    let bare_mean = mean_of(BARE_ONE, BARE_OTHER);
     let of_shared = |round: &Round| 1e3 / round.competitors[ONE_OF_SHARED];
     let of_arithmetic = |round: &Round| 1e3 / round.competitors[ARITHMETIC];
     let too_old = quiet.as_ref().map(|_| Figure::Once(refused));
@@ -162,6 +175,13 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
             too_old,
             "%",
         ),
+        row("one CPU, bare redirect", BARE_ONE, None),
+        row("the other CPU, bare redirect", BARE_OTHER, None),
+        row(
+            "two CPUs, bare redirect",
+            BARE_BOTH,
+            Some(("one CPU, bare redirect, on average", &bare_mean)),
+        ),
         row("one CPU, arithmetic alone", ARITHMETIC, None),
         row(
             "two CPUs, arithmetic alone",
@@ -179,8 +199,15 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
     })
 }
 
+fn a_queue_for_each_cpu() {
+    for nic in ["ext", "ext-peer", "int", "int-peer"] {
+        sh(&format!("ethtool -L {nic} rx $(nproc --all)"));
+    }
+}
+
 /// What a word takes that goes into a tag, on these CPUs at the same time, over all of them. Nothing of it is in
-/// memory, so nothing but the CPUs' own arithmetic is shared: two threads of one core don't have twice of it.
+/// memory, so nothing but the CPUs' own arithmetic is shared, of which one tag alone, where each step waits for the one
+/// before, leaves some to another thread of the same core.
 fn ns_per_word(cpus: &[usize]) -> Result<f64> {
     let begin = Barrier::new(cpus.len());
     let absorb = |cpu: usize| {
@@ -189,11 +216,14 @@ fn ns_per_word(cpus: &[usize]) -> Result<f64> {
         sched_setaffinity(Pid::from_raw(0), &only)?;
         begin.wait();
         let begun = Instant::now();
-        let mut mac = Mac::new(TagKey::from_bytes([1; 16]));
-        for word in 0..WORDS {
-            mac.absorb_word(word);
+        let mut tags: [Mac; TAGS] =
+            array::from_fn(|tag| Mac::new(TagKey::from_bytes([tag as u8; 16])));
+        for word in 0..WORDS / TAGS as u64 {
+            for tag in &mut tags {
+                tag.absorb_word(word);
+            }
         }
-        black_box(mac.finish(0, 0));
+        black_box(tags.map(|tag| tag.finish(0, 0)));
         Ok(begun.elapsed())
     };
     let took = thread::scope(|scope| {

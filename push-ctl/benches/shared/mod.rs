@@ -76,7 +76,7 @@ fn run(suite: Suite, measure: impl FnOnce(&Arguments) -> Result<Measured>) -> Re
         is_quiet,
     } = measure(&arguments)?;
     let others = others.took()?;
-    println!("\n{heading}; meanwhile, {others}\n");
+    println!("\n{heading}; over all of it, with what does not count, {others}\n");
     Row::print(&rows);
     rows.push(others.to_row(suite));
     if let Some(path) = &arguments.json {

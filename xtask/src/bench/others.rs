@@ -195,7 +195,7 @@ impl fmt::Display for Took {
         let Self { here, elsewhere } = self;
         write!(
             f,
-            "others took {here:.1} % of a CPU, and the hypervisor {elsewhere:.1} % ({TOO_MUCH} % at most)"
+            "others took {here:.1} % of a CPU, and the hypervisor {elsewhere:.1} %"
         )
     }
 }

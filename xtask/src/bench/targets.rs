@@ -72,7 +72,7 @@ const TARGETS: [Target; 13] = [
         promise: "kernel memory per session",
         suite: Suite::Scale,
         name: "kernel memory",
-        metric: "per session",
+        metric: "per session, over a table of one",
         bound: Bound::ValueAtMost(128.0),
         bounded_by: None,
     },
