@@ -505,12 +505,23 @@ impl Measured {
             ("all but the tag, of the least", least, least, least - 1),
         ];
         for (name, last, with, without) in without_tag {
-            let in_tags = |round: &Round| {
-                let at = &round.competitors;
-                let tag = at[with] - at[without];
-                (at[last] - at[0] - tag) / tag
-            };
-            let in_tags = quiet.map(|quiet| quiet.quartiles(in_tags));
+            // Differences of differences: within a round, one program that was disturbed moves all of it.
+            let in_tags = quiet.map(|quiet| {
+                let of = |quartile: fn(Quartiles) -> f64| {
+                    let at = |program: usize| {
+                        quartile(quiet.quartiles(|round| round.competitors[program]))
+                    };
+                    let tag = at(with) - at(without);
+                    (at(last) - at(0) - tag) / tag
+                };
+                let median = of(|times| times.median);
+                let others = [of(|times| times.lower), of(|times| times.upper)];
+                Quartiles {
+                    lower: others.into_iter().fold(median, f64::min),
+                    median,
+                    upper: others.into_iter().fold(median, f64::max),
+                }
+            });
             let figure = in_tags.map(Figure::Measured);
             let row = row(name, "in tags", figure, "×");
             rows.push(row.compared("its tag", in_tags.map(|it| it.median)));
