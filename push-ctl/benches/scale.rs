@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 use datagram::{DEVICES, Session, changed};
 use gateway::{EXT, Gateway, INT};
 use ground::variant::{Otherwise, Variant};
-use push_common::maps::{SESSIONS, STAGED};
+use push_common::maps::SESSIONS;
 use shared::{Arguments, resized};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
@@ -70,8 +70,6 @@ fn run(arguments: &Arguments) -> Result<shared::Measured> {
 struct Measured {
     cpu: usize,
     table_bytes: u64,
-    /// That of a table of one.
-    one_bytes: u64,
     slots: u32,
     installed_per_s: f64,
     rounds: Rounds,
@@ -89,7 +87,6 @@ fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> 
     }
     let installed_per_s = f64::from(most) / begun.elapsed().as_secs_f64();
     let table_bytes = kernel_memory(&gateway.settings.pin_dir.join(SESSIONS))?;
-    let one_bytes = kernel_memory(&gateway.settings.pin_dir.join(STAGED))?;
 
     eprintln!("scale: the same sessions are put into hash maps");
     let hashes = counts
@@ -127,7 +124,6 @@ fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> 
     Ok(Measured {
         cpu,
         table_bytes,
-        one_bytes,
         slots,
         installed_per_s,
         rounds: measured,
@@ -217,13 +213,12 @@ impl Measured {
             );
             rows.push(row.compared(MILLION, compared(most, million)));
         }
-        let more = self.table_bytes - self.one_bytes;
-        let per_slot = more as f64 / f64::from(self.slots - 1);
+        let per_slot = self.table_bytes as f64 / f64::from(self.slots);
         let memory = Some(Figure::Once(per_slot));
         rows.push(Row::new(
             Suite::Scale,
             "kernel memory",
-            "per session, over a table of one",
+            "per session",
             memory,
             "bytes",
         ));

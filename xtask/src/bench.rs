@@ -2,8 +2,8 @@
 //!
 //! Times on a machine that others use too aren't stable; ratios within one run are. So competitors
 //! take turns for many [`Round`]s, each of which measures a floor beside them. The floor is
-//! subtracted, and tells in which rounds the machine was as fast: [`Quiet`] keeps those, and
-//! refuses to give any figure when they are too few.
+//! subtracted, and tells in which rounds something else was going on: [`Quiet`] throws those out,
+//! and refuses to give any figure when too few are left.
 
 pub mod control;
 mod machine;

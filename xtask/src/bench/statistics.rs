@@ -1,12 +1,7 @@
 //! What is to be made of many figures that came out differently.
 
-/// Rounds are alike if the highest floor is at most this many times the lowest.
+/// A round whose floor is more than this many times the best one is thrown out.
 pub(super) const NOISY_FLOOR: f64 = 1.15;
-
-/// The lowest floor of those that are alike is at most this many times the best one of all. A CPU whose neighbours are
-/// busy has a lower clock, which makes each program slower alike: about a third. One that shares its core with them
-/// does not just have a lower clock, and is slower than that.
-const SLOW_FLOOR: f64 = 1.4;
 
 /// What one round has measured, in any one unit.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,36 +18,24 @@ impl Round {
     }
 }
 
-/// The rounds that were measured while the machine was as fast in one as in another; at least one.
+/// The rounds in which nothing else was going on; at least one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quiet {
     rounds: Vec<Round>,
 }
 
 impl Quiet {
-    /// The fastest rounds that are alike, of which there are as many as `wanted`: their floors are within
-    /// [`NOISY_FLOOR`] of each other, and no slower than [`SLOW_FLOOR`] has it. Tells how many there are; if never
-    /// enough, how many there are at most.
+    /// Throws out each round whose floor is more than [`NOISY_FLOOR`] times the best. Tells how many
+    /// are left, and gives them unless that is fewer than were `wanted`.
     #[must_use]
     pub fn of(rounds: &[Round], wanted: usize) -> (usize, Option<Self>) {
-        let mut sorted: Vec<_> = rounds.iter().collect();
-        sorted.sort_by(|one, other| one.floor.total_cmp(&other.floor));
-        let slow = sorted.first().map_or(0.0, |best| best.floor * SLOW_FLOOR);
-        let mut most = 0;
-        for (lowest, round) in sorted.iter().enumerate() {
-            if round.floor > slow {
-                break;
-            }
-            let limit = round.floor * NOISY_FLOOR;
-            let end = sorted.partition_point(|round| round.floor <= limit);
-            let alike = &sorted[lowest..end];
-            most = most.max(alike.len());
-            if alike.len() >= wanted {
-                let rounds = alike.iter().map(|&round| round.clone()).collect();
-                return (alike.len(), Some(Self { rounds }));
-            }
-        }
-        (most, None)
+        let best = rounds.iter().map(|round| round.floor).reduce(f64::min);
+        let limit = best.unwrap_or_default() * NOISY_FLOOR;
+        let quiet = rounds.iter().filter(|round| round.floor <= limit);
+        let quiet: Vec<_> = quiet.cloned().collect();
+        let kept = quiet.len();
+        let enough = kept > 0 && kept >= wanted;
+        (kept, enough.then_some(Self { rounds: quiet }))
     }
 
     /// All of them, whatever was going on: for those who work on a benchmark.
@@ -182,47 +165,27 @@ mod tests {
         assert_eq!(Quartiles::of(&figures).unwrap().median, 30.0);
     }
 
-    /// How many rounds count, and the floors of those.
-    fn counted(floors: &[f64], wanted: usize) -> (usize, Option<Vec<f64>>) {
-        let (kept, quiet) = Quiet::of(&with_floors(floors), wanted);
-        let floors = |quiet: Quiet| quiet.rounds.iter().map(|round| round.floor).collect();
-        (kept, quiet.map(floors))
+    #[test]
+    fn rounds_with_a_high_floor_are_thrown_out_and_counted() {
+        let rounds = with_floors(&[100.0, 116.0, 114.0, 300.0, 104.0]);
+        let (kept, quiet) = Quiet::of(&rounds, 3);
+        assert_eq!(kept, 3);
+        assert_eq!(quiet.unwrap().rounds, with_floors(&[100.0, 114.0, 104.0]));
     }
 
     #[test]
-    fn rounds_with_a_high_floor_do_not_count() {
-        let floors = [100.0, 116.0, 114.0, 300.0, 104.0];
-        let quiet = vec![100.0, 104.0, 114.0];
-        assert_eq!(counted(&floors, 3), (3, Some(quiet)));
-    }
-
-    #[test]
-    fn one_lucky_round_does_not_make_all_others_noisy() {
-        let floors = [130.0, 100.0, 131.0, 148.0, 129.0, 149.0];
-        let alike = vec![129.0, 130.0, 131.0];
-        assert_eq!(
-            counted(&floors, 3),
-            (4, Some([&alike[..], &[148.0]].concat()))
-        );
-        // With another one like it, the lucky ones are what counts.
-        let floors = [130.0, 100.0, 131.0, 101.0, 129.0];
-        assert_eq!(counted(&floors, 2), (2, Some(vec![100.0, 101.0])));
-        assert_eq!(counted(&floors, 3), (3, Some(alike)));
-    }
-
-    #[test]
-    fn rounds_on_a_core_that_others_use_do_not_count_however_alike_they_are() {
-        let floors = [100.0, 141.0, 141.0, 141.0];
-        assert_eq!(counted(&floors, 2), (1, None));
-        let floors = [100.0, 140.0, 140.0, 140.0];
-        assert_eq!(counted(&floors, 2), (3, Some(vec![140.0; 3])));
-    }
-
-    #[test]
-    fn there_is_no_figure_when_fewer_rounds_than_wanted_are_alike() {
-        assert_eq!(counted(&[100.0, 200.0], 2), (1, None));
-        assert_eq!(counted(&[100.0, 200.0, 100.0], 2).0, 2);
-        assert_eq!(counted(&[], 1), (0, None));
+    fn there_is_no_figure_when_fewer_rounds_than_wanted_are_quiet() {
+        let rows: [(&[f64], usize, bool); 5] = [
+            (&[100.0, 200.0, 100.0], 2, true),
+            (&[100.0, 200.0], 1, false),
+            (&[100.0, 200.0, 200.0], 1, false),
+            (&[141.0, 100.0, 140.0, 140.0], 1, false),
+            (&[], 0, false),
+        ];
+        for (floors, left, is_enough) in rows {
+            let (kept, quiet) = Quiet::of(&with_floors(floors), 2);
+            assert_eq!((kept, quiet.is_some()), (left, is_enough), "{floors:?}");
+        }
     }
 
     #[test]

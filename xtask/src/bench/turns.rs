@@ -48,7 +48,7 @@ impl Rounds {
     pub fn tell(&self, kept: usize, floor: &str) -> String {
         let all = self.all;
         format!(
-            "{kept} of {all} rounds count, of which none took {floor} more than {NOISY_FLOOR} times as long as another"
+            "{kept} of {all} rounds count, in which {floor} took no more than {NOISY_FLOOR} times its best"
         )
     }
 
@@ -185,7 +185,7 @@ mod tests {
         // The first one warms up; of the others, each third one is quiet.
         let third = |round: usize| if round.is_multiple_of(3) { 1.0 } else { 2.0 };
         assert_eq!(measured(10, third), (29, 10, true));
-        // The first of them is as good as none.
+        // The first of them tells that the others aren't.
         let rare = |round: usize| {
             if round == 2 || round.is_multiple_of(40) {
                 1.0
