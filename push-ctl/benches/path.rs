@@ -488,6 +488,8 @@ impl Measured {
             let verified = counted(self.verified[step + 1].saturating_sub(self.verified[step]));
             rows.push(row(name, "verified in the step", verified, "instructions"));
         }
+        let least = self.verified.last().copied().and_then(counted);
+        rows.push(row("the least", "verified", least, "instructions"));
         for (name, executed) in &self.competitors {
             rows.push(row(name, "executed", counted(*executed), "instructions"));
         }

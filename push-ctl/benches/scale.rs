@@ -36,8 +36,11 @@ const ONE: &str = "array at 1";
 const MOST: &str = "array at 10000000";
 /// The name of what the most are compared with.
 const MILLION: &str = "array at 1000000";
+/// With so many sessions, the least is measured, too.
+const LEAST_COUNT: u32 = 1_000_000;
 /// What is measured of each.
 const TIME: &str = "time over the floor";
+const OF_HASH: &str = "time over that of a hash map";
 const RUNS: usize = 400;
 
 fn main() -> ExitCode {
@@ -72,6 +75,8 @@ struct Measured {
     table_bytes: u64,
     slots: u32,
     installed_per_s: f64,
+    /// Of a table and of a larger one: bytes that the kernel accounts for a slot that only this one has.
+    bytes_per_slot_more: f64,
     rounds: Rounds,
 }
 
@@ -79,6 +84,11 @@ fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> 
     let cpu = pin()?;
     let most = counts.last().copied().context("there are counts")?;
     let slots = (most + 1).next_power_of_two();
+    let pin = |gateway: &Gateway| gateway.settings.pin_dir.join(SESSIONS);
+    let (few_slots, few_bytes) = (
+        gateway.settings.session_slots,
+        kernel_memory(&pin(&gateway))?,
+    );
     let mut gateway = resized(gateway, slots);
     eprintln!("scale: {most} sessions are put into a table of {slots} slots");
     let begun = Instant::now();
@@ -86,13 +96,19 @@ fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> 
         gateway.dataplane.install(&session(slot).image)?;
     }
     let installed_per_s = f64::from(most) / begun.elapsed().as_secs_f64();
-    let table_bytes = kernel_memory(&gateway.settings.pin_dir.join(SESSIONS))?;
+    let table_bytes = kernel_memory(&pin(&gateway))?;
+    let bytes_per_slot_more =
+        table_bytes.abs_diff(few_bytes) as f64 / f64::from(slots.abs_diff(few_slots));
 
     eprintln!("scale: the same sessions are put into hash maps");
     let hashes = counts
         .iter()
         .map(|&count| Variant::new(&gateway, Otherwise::ByHash, count))
         .collect::<Result<Vec<_>>>()?;
+    let least = [Otherwise::Least, Otherwise::LeastByHash]
+        .map(|otherwise| Variant::new(&gateway, otherwise, LEAST_COUNT));
+    let [least, least_by_hash] = least;
+    let (least, least_by_hash) = (least?, least_by_hash?);
     let triggers = gateway.dataplane.prober(EXT)?;
     let others = gateway.dataplane.prober(INT)?;
     let arp = changed(&session(1).datagram(b"").frame(), 12, &[0x08, 0x06]);
@@ -102,22 +118,39 @@ fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> 
     let measured = Rounds::measure("scale", rounds, || {
         let mut frames = vec![arp.clone(); RUNS];
         let floor = median_ns(|frame| others.run(frame, &mut out), &frames, PASS)?;
+        let mut fresh = |count: u32| {
+            frames.clear();
+            for _ in 0..RUNS {
+                sequence += 1;
+                let slot = 1 + (next(&mut random) % u64::from(count)) as u32;
+                let mut session = session(slot);
+                session.sequence = sequence;
+                frames.push(session.datagram(b"").frame());
+            }
+            frames.clone()
+        };
         let mut competitors = Vec::new();
         for (&count, hash) in counts.iter().zip(&hashes) {
-            let mut fresh = || {
-                frames.clear();
-                for _ in 0..RUNS {
-                    sequence += 1;
-                    let slot = 1 + (next(&mut random) % u64::from(count)) as u32;
-                    let mut session = session(slot);
-                    session.sequence = sequence;
-                    frames.push(session.datagram(b"").frame());
-                }
-                frames.clone()
-            };
-            let by_array = median_ns(|frame| triggers.run(frame, &mut out), &fresh(), REDIRECT)?;
-            let by_hash = median_ns(|frame| hash.run(frame, &mut out), &fresh(), REDIRECT)?;
-            competitors.extend([by_array, by_hash]);
+            let frames = fresh(count);
+            competitors.push(median_ns(
+                |frame| triggers.run(frame, &mut out),
+                &frames,
+                REDIRECT,
+            )?);
+            let frames = fresh(count);
+            competitors.push(median_ns(
+                |frame| hash.run(frame, &mut out),
+                &frames,
+                REDIRECT,
+            )?);
+        }
+        for program in [&least, &least_by_hash] {
+            let frames = fresh(LEAST_COUNT);
+            competitors.push(median_ns(
+                |frame| program.run(frame, &mut out),
+                &frames,
+                REDIRECT,
+            )?);
         }
         Ok(Round { floor, competitors })
     })?;
@@ -126,6 +159,7 @@ fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> 
         table_bytes,
         slots,
         installed_per_s,
+        bytes_per_slot_more,
         rounds: measured,
     })
 }
@@ -194,15 +228,15 @@ impl Measured {
         for (at, &count) in counts.iter().enumerate() {
             let name = format!("hash map at {count}");
             rows.push(Row::new(Suite::Scale, &name, TIME, time(2 * at + 1), "ns"));
-            let row = Row::new(
-                Suite::Scale,
-                array(count),
-                "time over that of a hash map",
-                time(2 * at),
-                "ns",
-            );
+            let row = Row::new(Suite::Scale, array(count), OF_HASH, time(2 * at), "ns");
             rows.push(row.compared(&name, compared(2 * at, 2 * at + 1)));
         }
+        let (least, by_hash) = (2 * counts.len(), 2 * counts.len() + 1);
+        let name = format!("the least, hash map at {LEAST_COUNT}");
+        rows.push(Row::new(Suite::Scale, &name, TIME, time(by_hash), "ns"));
+        let of_array = format!("the least, array at {LEAST_COUNT}");
+        let row = Row::new(Suite::Scale, of_array, OF_HASH, time(least), "ns");
+        rows.push(row.compared(&name, compared(least, by_hash)));
         if let (Some(most), Some(million)) = (index(MOST), index(MILLION)) {
             let row = Row::new(
                 Suite::Scale,
@@ -220,6 +254,14 @@ impl Measured {
             "kernel memory",
             "per session",
             memory,
+            "bytes",
+        ));
+        let more = Some(Figure::Once(self.bytes_per_slot_more));
+        rows.push(Row::new(
+            Suite::Scale,
+            "each session more",
+            "per session",
+            more,
             "bytes",
         ));
         let set = Some(Figure::Counted(self.table_bytes));

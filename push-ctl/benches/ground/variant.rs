@@ -37,6 +37,8 @@ pub(crate) enum Otherwise {
     Least,
     /// Nor is the tag looked at.
     LeastWithoutTag,
+    /// The least, with sessions in a hash map.
+    LeastByHash,
 }
 
 /// The step that it ends before, as the loader sets it.
@@ -67,20 +69,25 @@ impl Variant {
         for name in pinned.iter().filter(|name| name.starts_with("push_")) {
             loader.map_pin_path(name, pins.join(name));
         }
+        let is_by_hash = matches!(otherwise, Otherwise::ByHash | Otherwise::LeastByHash);
+        if is_by_hash {
+            loader.map_max_entries(HASH, count.max(1));
+        }
         let (bytes, name) = match otherwise {
-            Otherwise::ByHash => {
-                loader.map_max_entries(HASH, count.max(1));
-                (BY_HASH, PROGRAM)
-            }
+            Otherwise::ByHash => (BY_HASH, PROGRAM),
             Otherwise::ByRoute => (BY_ROUTE, PROGRAM),
             Otherwise::EndsBefore(ref step) => {
                 loader.override_global(LADDER_STEP, step, true);
                 (LADDER, PROGRAM)
             }
-            Otherwise::Least | Otherwise::LeastWithoutTag => {
+            Otherwise::Least | Otherwise::LeastWithoutTag | Otherwise::LeastByHash => {
                 loader.override_global(LEAST, &least, true);
                 loader.override_global(INTERFACE, &out, true);
-                (OBJECT, "least")
+                if is_by_hash {
+                    (OBJECT, "least_by_hash")
+                } else {
+                    (OBJECT, "least")
+                }
             }
         };
         if name == PROGRAM {
@@ -88,7 +95,7 @@ impl Variant {
         }
         let mut object = loader.load(bytes)?;
         xdp(&mut object, name)?.load()?;
-        if otherwise == Otherwise::ByHash {
+        if is_by_hash {
             let array = MapData::from_pin(pins.join(SESSIONS))?;
             let array: Array<_, RecordBytes> = Array::try_from(Map::Array(array))?;
             let hash = object.map_mut(HASH).context("no hash map")?;

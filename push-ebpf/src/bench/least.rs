@@ -8,7 +8,7 @@
 use super::plan::{FRAME_LEN, HEADERS_LEN, Least};
 use super::{BENCH_INTERFACE, bytes, read, swap_if, write};
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::btf_maps::Array;
+use aya_ebpf::btf_maps::{Array, HashMap};
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_redirect};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
@@ -22,6 +22,13 @@ use push_common::{rate, wire};
 #[btf_map(name = "push_sessions")]
 static SESSIONS: Array<SessionRecord, 1, { aya_ebpf::bindings::BPF_F_MMAPABLE as usize }> =
     Array::new();
+
+/// What is in a hash map is aligned to words.
+type Words = [u64; size_of::<SessionRecord>() / 8];
+
+/// The same sessions, by slot. (The loader sets how many.)
+#[btf_map(name = "push_by_hash")]
+static BY_HASH: HashMap<u32, Words, 1> = HashMap::new();
 
 #[unsafe(no_mangle)]
 static BENCH_LEAST: Least = Least {
@@ -46,11 +53,25 @@ const TOKEN_GENERATION: u32 = 40;
     reason = "aya's entry point passes it so"
 )]
 fn least(context: XdpContext) -> u32 {
-    deliver(&context).unwrap_or(xdp_action::XDP_DROP)
+    deliver(&context, |slot| SESSIONS.get_ptr_mut(slot)).unwrap_or(xdp_action::XDP_DROP)
+}
+
+/// The same, with sessions in a hash map.
+#[xdp(frags)]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "aya's entry point passes it so"
+)]
+fn least_by_hash(context: XdpContext) -> u32 {
+    let by_hash = |slot| BY_HASH.get_ptr_mut(slot).map(<*mut Words>::cast);
+    deliver(&context, by_hash).unwrap_or(xdp_action::XDP_DROP)
 }
 
 #[inline(always)]
-fn deliver(context: &XdpContext) -> Option<u32> {
+fn deliver(
+    context: &XdpContext,
+    session: impl Fn(u32) -> Option<*mut SessionRecord>,
+) -> Option<u32> {
     // SAFETY: a static is valid and aligned. It is read as volatile, as the loader sets it.
     let least = unsafe { (&raw const BENCH_LEAST).read_volatile() };
     // Parse.
@@ -72,8 +93,8 @@ fn deliver(context: &XdpContext) -> Option<u32> {
     // Session.
     let [first, id, sequence, low, high]: [u64; 5] = read(frame, HEADERS_LEN);
     let named = u64::from_be(id);
-    let record = SESSIONS.get_ptr_mut(named as u32)?;
-    // SAFETY: an element of an array map is valid, and aligned, for as long as the program runs.
+    let record = session(named as u32)?;
+    // SAFETY: an element of a map is valid, and aligned, for as long as the program runs.
     let (generation, expires_tick, control, key, device) = unsafe {
         (
             (&raw const (*record).generation).read_volatile(),

@@ -131,7 +131,7 @@ pub(super) fn write(
                 escaped(one.promise),
                 escaped(&one.wanted),
                 one.got.as_deref().unwrap_or("–"),
-                one.bounded_by.as_deref().unwrap_or_default(),
+                one.bounded_by,
                 one.verdict()
             )?;
         }
@@ -264,12 +264,12 @@ fn with_table(text: &str, machine: &str, fared: &[Fared]) -> Result<String> {
         let got = one.got.as_deref().with_context(|| {
             format!("the README stays as it is: there is no figure for {promise:?}")
         })?;
-        let bounded_by = one.bounded_by.as_deref().unwrap_or_default();
         writeln!(
             table,
-            "| {promise} | {} | {got} | {} | {bounded_by} |",
+            "| {promise} | {} | {got} | {} | {} |",
             one.wanted,
-            one.verdict()
+            one.verdict(),
+            one.bounded_by
         )?;
     }
     Ok(format!(
@@ -294,7 +294,7 @@ mod tests {
             wanted: "≤ 1 ×".to_owned(),
             got: got.map(str::to_owned),
             is_met: got.map(|_| true),
-            bounded_by: None,
+            bounded_by: String::new(),
         }
     }
 
