@@ -3,6 +3,7 @@
 use crate::global::{result_of, word_of};
 use crate::nic;
 use crate::packet::Frame;
+use crate::shared::load;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::bpf_loop;
 use core::ffi::c_void;
@@ -458,8 +459,11 @@ impl Extensions<'_> {
             .wrapping_add(8)
             .wrapping_add(usize::from(header.length).wrapping_mul(8));
         let len = next_at.wrapping_sub(self.start);
-        // Who has segments left isn't at its destination.
-        let goes_on = self.next as u8 == ROUTING && header.segments_left != 0;
+        // Who has segments left isn't at its destination. (Read anew: as it was compared with before, the verifier
+        // would know which of the kinds it is, and go through all of this once for each.)
+        // SAFETY: the field is one of a live struct.
+        let kind = unsafe { load(&raw const self.next) } as u8;
+        let goes_on = kind == ROUTING && header.segments_left != 0;
         if goes_on || len > self.limit || len > MAX_EXTENSION_LEN {
             return Err(Verdict::UnusualIpHeader);
         }
