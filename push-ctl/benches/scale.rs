@@ -2,7 +2,8 @@
 //!
 //! A run is one `BPF_PROG_TEST_RUN` of a fresh trigger for a session chosen at random among the first so many of
 //! one table, all of which the gateway has. Numbers of sessions take turns, the floor first, round after round,
-//! on one CPU; beside them, each time, the same program with its sessions in a hash map. Nothing but the program touches a session's memory: keys are made from the slot.
+//! on one CPU; beside them, each time, the same program with its sessions in a hash map. Nothing but the program
+//! touches a session's memory: keys are made from the slot.
 
 #[path = "../../tests/datagram.rs"]
 #[expect(dead_code, reason = "tests need more of it")]
@@ -28,16 +29,12 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use xtask::bench::{Figure, Quartiles, Quiet, Round, Rounds, Row, Suite, pin};
 
-/// So many sessions each: two that fit a CPU's caches, one at their edge, two that don't.
-const COUNTS: [u32; 5] = [1, 1024, 65_536, 1_000_000, 10_000_000];
-/// The name of what others are compared with.
-const ONE: &str = "array at 1";
-/// The name of the most.
-const MOST: &str = "array at 10000000";
-/// The name of what the most are compared with.
-const MILLION: &str = "array at 1000000";
-/// With so many sessions, the least is measured, too.
-const LEAST_COUNT: u32 = 1_000_000;
+/// So many sessions each: two that fit a CPU's caches, one at their edge, two that don't. Others are compared with the
+/// first one.
+const COUNTS: [u32; 5] = [1, 1024, 65_536, MILLION, MOST];
+/// What the most are compared with, and what the least is measured with.
+const MILLION: u32 = 1_000_000;
+const MOST: u32 = 10_000_000;
 /// What is measured of each.
 const TIME: &str = "time over the floor";
 const OF_HASH: &str = "time over that of a hash map";
@@ -105,52 +102,37 @@ fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> 
         .iter()
         .map(|&count| Variant::new(&gateway, Otherwise::ByHash, count))
         .collect::<Result<Vec<_>>>()?;
-    let least = [Otherwise::Least, Otherwise::LeastByHash]
-        .map(|otherwise| Variant::new(&gateway, otherwise, LEAST_COUNT));
-    let [least, least_by_hash] = least;
+    let [least, least_by_hash] = [Otherwise::Least, Otherwise::LeastByHash]
+        .map(|otherwise| Variant::new(&gateway, otherwise, MILLION));
     let (least, least_by_hash) = (least?, least_by_hash?);
     let triggers = gateway.dataplane.prober(EXT)?;
     let others = gateway.dataplane.prober(INT)?;
     let arp = changed(&session(1).datagram(b"").frame(), 12, &[0x08, 0x06]);
+    let push: Program<'_> = &|frame, out| triggers.run(frame, out);
+    let by_hash: Vec<_> = hashes.iter().map(program).collect();
+    let mut programs = Vec::new();
+    for (&count, by_hash) in counts.iter().zip(&by_hash) {
+        programs.extend([(count, push), (count, by_hash)]);
+    }
+    let least = [&least, &least_by_hash].map(program);
+    programs.extend(least.iter().map(|least| (MILLION, least as Program<'_>)));
+
     let mut sequence = session(1).sequence;
-    let mut out = Vec::new();
     let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut fresh = |count: u32| {
+        sequence += 1;
+        let slot = 1 + (next(&mut random) % u64::from(count)) as u32;
+        let mut session = session(slot);
+        session.sequence = sequence;
+        session.datagram(b"").frame()
+    };
     let measured = Rounds::measure("scale", rounds, || {
-        let mut frames = vec![arp.clone(); RUNS];
-        let floor = median_ns(|frame| others.run(frame, &mut out), &frames, PASS)?;
-        let mut fresh = |count: u32| {
-            frames.clear();
-            for _ in 0..RUNS {
-                sequence += 1;
-                let slot = 1 + (next(&mut random) % u64::from(count)) as u32;
-                let mut session = session(slot);
-                session.sequence = sequence;
-                frames.push(session.datagram(b"").frame());
-            }
-            frames.clone()
-        };
-        let mut competitors = Vec::new();
-        for (&count, hash) in counts.iter().zip(&hashes) {
-            let frames = fresh(count);
-            competitors.push(median_ns(
-                |frame| triggers.run(frame, &mut out),
-                &frames,
-                REDIRECT,
-            )?);
-            let frames = fresh(count);
-            competitors.push(median_ns(
-                |frame| hash.run(frame, &mut out),
-                &frames,
-                REDIRECT,
-            )?);
-        }
-        for program in [&least, &least_by_hash] {
-            let frames = fresh(LEAST_COUNT);
-            competitors.push(median_ns(
-                |frame| program.run(frame, &mut out),
-                &frames,
-                REDIRECT,
-            )?);
+        let frames = vec![arp.clone(); RUNS];
+        let floor = median_ns(&|frame, out| others.run(frame, out), &frames, PASS)?;
+        let mut competitors = Vec::with_capacity(programs.len());
+        for &(count, program) in &programs {
+            let frames: Vec<_> = (0..RUNS).map(|_| fresh(count)).collect();
+            competitors.push(median_ns(program, &frames, REDIRECT)?);
         }
         Ok(Round { floor, competitors })
     })?;
@@ -171,15 +153,19 @@ fn session(slot: u32) -> Session {
     Session::new(slot, DEVICES[0])
 }
 
+/// Runs a program once on a frame: what it does with it, and how long that takes.
+type Program<'a> = &'a dyn Fn(&[u8], &mut Vec<u8>) -> Result<(u32, Duration)>;
+
+fn program(variant: &Variant) -> impl Fn(&[u8], &mut Vec<u8>) -> Result<(u32, Duration)> {
+    |frame, out| variant.run(frame, out)
+}
+
 /// The median of what one run of each frame took, all of which had this action.
-fn median_ns(
-    mut run: impl FnMut(&[u8]) -> Result<(u32, Duration)>,
-    frames: &[Vec<u8>],
-    action: u32,
-) -> Result<f64> {
+fn median_ns(program: Program<'_>, frames: &[Vec<u8>], action: u32) -> Result<f64> {
     let mut durations_ns = Vec::with_capacity(frames.len());
+    let mut out = Vec::new();
     for frame in frames {
-        let (was, duration) = run(frame)?;
+        let (was, duration) = program(frame, &mut out)?;
         ensure!(
             was == action,
             "a trigger got XDP action {was}, not {action}"
@@ -214,16 +200,13 @@ impl Measured {
     fn rows(&self, counts: &[u32], quiet: Option<&Quiet>) -> Vec<Row> {
         let array = |count: u32| format!("array at {count}");
         // Each array's place is twice that of its number of sessions, and its hash map follows it.
-        let index = |wanted: &str| {
-            let at = counts.iter().position(|&count| array(count) == wanted)?;
-            Some(2 * at)
-        };
+        let index = |wanted| Some(2 * counts.iter().position(|&count| count == wanted)?);
         let compared = |of: usize, with: usize| Some(quiet?.ratio(of, with)?.median);
         let time = |at| quiet.map(|quiet| Figure::Measured(quiet.over_floor(at)));
         let mut rows = Vec::new();
         for (at, &count) in counts.iter().enumerate() {
             let row = Row::new(Suite::Scale, array(count), TIME, time(2 * at), "ns");
-            rows.push(row.compared(ONE, index(ONE).and_then(|one| compared(2 * at, one))));
+            rows.push(row.compared(&array(1), compared(2 * at, 0)));
         }
         for (at, &count) in counts.iter().enumerate() {
             let name = format!("hash map at {count}");
@@ -232,20 +215,15 @@ impl Measured {
             rows.push(row.compared(&name, compared(2 * at, 2 * at + 1)));
         }
         let (least, by_hash) = (2 * counts.len(), 2 * counts.len() + 1);
-        let name = format!("the least, hash map at {LEAST_COUNT}");
+        let name = format!("the least, hash map at {MILLION}");
         rows.push(Row::new(Suite::Scale, &name, TIME, time(by_hash), "ns"));
-        let of_array = format!("the least, array at {LEAST_COUNT}");
+        let of_array = format!("the least, array at {MILLION}");
         let row = Row::new(Suite::Scale, of_array, OF_HASH, time(least), "ns");
         rows.push(row.compared(&name, compared(least, by_hash)));
         if let (Some(most), Some(million)) = (index(MOST), index(MILLION)) {
-            let row = Row::new(
-                Suite::Scale,
-                MOST,
-                "time over that of 1 M",
-                time(most),
-                "ns",
-            );
-            rows.push(row.compared(MILLION, compared(most, million)));
+            let name = "time over that of 1 M";
+            let row = Row::new(Suite::Scale, array(MOST), name, time(most), "ns");
+            rows.push(row.compared(&array(MILLION), compared(most, million)));
         }
         let per_slot = self.table_bytes as f64 / f64::from(self.slots);
         let memory = Some(Figure::Once(per_slot));

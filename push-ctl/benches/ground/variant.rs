@@ -80,18 +80,14 @@ impl Variant {
                 loader.override_global(LADDER_STEP, step, true);
                 (LADDER, PROGRAM)
             }
-            Otherwise::Least | Otherwise::LeastWithoutTag | Otherwise::LeastByHash => {
-                loader.override_global(LEAST, &least, true);
-                loader.override_global(INTERFACE, &out, true);
-                if is_by_hash {
-                    (OBJECT, "least_by_hash")
-                } else {
-                    (OBJECT, "least")
-                }
-            }
+            Otherwise::Least | Otherwise::LeastWithoutTag => (OBJECT, "least"),
+            Otherwise::LeastByHash => (OBJECT, "least_by_hash"),
         };
         if name == PROGRAM {
             loader.override_global(NIC_CONFIG, &config, true);
+        } else {
+            loader.override_global(LEAST, &least, true);
+            loader.override_global(INTERFACE, &out, true);
         }
         let mut object = loader.load(bytes)?;
         xdp(&mut object, name)?.load()?;
