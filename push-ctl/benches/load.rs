@@ -66,7 +66,7 @@ fn run(arguments: &Arguments) -> Result<Measured> {
     let rows: Vec<_> = (0..WAYS.len())
         .map(|way| {
             let rate = of(&|round| per_s(round, way)).map(Figure::Measured);
-            let ratio = of(&|round| per_s(round, way) / per_s(round, 0)).map(|ratio| ratio.median);
+            let ratio = of(&|round| per_s(round, way) / per_s(round, 0)).map(Figure::Measured);
             Row::new(Suite::Control, WAYS[way], "sessions loaded", rate, "1/s")
                 .compared(WAYS[0], ratio)
         })

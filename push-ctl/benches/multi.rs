@@ -141,8 +141,8 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
             Some((baseline, of)) => {
                 let ratio = quiet
                     .as_ref()
-                    .map(|quiet| quiet.quartiles(|round| rate(round) / of(round)).median);
-                row.compared(baseline, ratio)
+                    .map(|quiet| quiet.quartiles(|round| rate(round) / of(round)));
+                row.compared(baseline, ratio.map(Figure::Measured))
             }
         }
     };

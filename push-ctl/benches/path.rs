@@ -526,11 +526,11 @@ impl Measured {
             });
             let figure = in_tags.map(Figure::Measured);
             let row = row(name, "in tags", figure, "×");
-            rows.push(row.compared("its tag", in_tags.map(|it| it.median)));
+            rows.push(row.compared("its tag", figure));
         }
         for (index, (name, _)) in (LADDER..).zip(&self.competitors) {
             let over_floor = quiet.map(|quiet| Figure::Measured(quiet.over_floor(index)));
-            let ratio = quiet.and_then(|quiet| Some(self.ratio(quiet, index)?.median));
+            let ratio = quiet.and_then(|quiet| self.ratio(quiet, index).map(Figure::Measured));
             let row = row(name, "time over the floor", over_floor, "ns");
             rows.push(row.compared(BASELINE, ratio));
         }

@@ -111,15 +111,16 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
             if index == PUSH || index == who {
                 continue;
             }
-            let times = of(&|round| round.competitors[index] / round.competitors[who]);
+            let times = of(&|round| round.competitors[index] / round.competitors[who])
+                .map(Figure::Measured);
             let row = Row::new(
                 Suite::Peers,
                 format!("{name}, against {}", ground.name()),
                 "as many",
-                times.map(Figure::Measured),
+                times,
                 "×",
             );
-            rows.push(row.compared(ground.name(), times.map(|times| times.median)));
+            rows.push(row.compared(ground.name(), times));
         }
     }
     rows.push(Row::new(

@@ -201,7 +201,7 @@ impl Measured {
         let array = |count: u32| format!("array at {count}");
         // Each array's place is twice that of its number of sessions, and its hash map follows it.
         let index = |wanted| Some(2 * counts.iter().position(|&count| count == wanted)?);
-        let compared = |of: usize, with: usize| Some(quiet?.ratio(of, with)?.median);
+        let compared = |of: usize, with: usize| quiet?.ratio(of, with).map(Figure::Measured);
         let time = |at| quiet.map(|quiet| Figure::Measured(quiet.over_floor(at)));
         let mut rows = Vec::new();
         for (at, &count) in counts.iter().enumerate() {

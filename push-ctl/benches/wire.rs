@@ -117,7 +117,9 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
         } else {
             let ceiling = competitor.ceiling;
             let share = |round: &Round| round.competitors[ceiling] / round.competitors[index];
-            let ratio = quiet.as_ref().map(|quiet| quiet.quartiles(share).median);
+            let ratio = quiet
+                .as_ref()
+                .map(|quiet| Figure::Measured(quiet.quartiles(share)));
             row.compared(&competitors[ceiling].name, ratio)
         });
     }

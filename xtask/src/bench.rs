@@ -3,7 +3,8 @@
 //! Times on a machine that others use too aren't stable; ratios within one run are. So competitors
 //! take turns for many [`Round`]s, each of which measures a floor beside them. The floor is
 //! subtracted, and tells in which rounds something else was going on: [`Quiet`] throws those out,
-//! and refuses to give any figure when too few are left.
+//! and refuses to give any figure when too few are left. No target is held against a figure that spreads too wide
+//! over the rounds that are.
 
 pub mod control;
 mod machine;
@@ -134,6 +135,14 @@ pub fn run(suites: &[Suite], outputs: Outputs<'_>) -> Result<()> {
     }
     if !failed.is_empty() {
         bail!("no result for {}; see above", failed.join(", "));
+    }
+    let too_noisy = fared.iter().filter(|one| one.is_too_noisy);
+    let too_noisy: Vec<_> = too_noisy.map(|one| one.promise).collect();
+    if !too_noisy.is_empty() {
+        bail!(
+            "figures of one run differed too much to be quoted: {}; try again when less is running on the machine",
+            too_noisy.join("; ")
+        );
     }
     if outputs.readme {
         report::into_readme(&machine, &fared)?;

@@ -2,7 +2,8 @@
 
 use super::machine::Machine;
 use super::plot::{self, Bar, Labels, Line};
-use super::targets::{Fared, promises, three_digits};
+use super::row::with_spread;
+use super::targets::{Fared, promises};
 use super::{Row, Suite};
 use crate::workspace;
 use anyhow::{Context, Result};
@@ -164,7 +165,8 @@ pub(super) fn write(
             escaped(&row.metric),
             row.figure(),
             escaped(&row.unit),
-            row.ratio.map_or_else(String::new, three_digits),
+            row.ratio
+                .map_or_else(String::new, |ratio| with_spread(ratio, row.ratio_spread)),
             escaped(row.baseline.as_deref().unwrap_or_default()),
         )?;
     }
@@ -273,7 +275,7 @@ fn with_table(text: &str, machine: &str, fared: &[Fared]) -> Result<String> {
         )?;
     }
     Ok(format!(
-        "{head}{BEGIN}{table}\nMedians, those of a suite of one run: {machine}.\n{END}{tail}"
+        "{head}{BEGIN}{table}\nMedians, and in brackets their quartiles, those of a suite of one run: {machine}.\n{END}{tail}"
     ))
 }
 
@@ -294,6 +296,7 @@ mod tests {
             wanted: "≤ 1 ×".to_owned(),
             got: got.map(str::to_owned),
             is_met: got.map(|_| true),
+            is_too_noisy: false,
             bounded_by: String::new(),
         }
     }
@@ -309,7 +312,7 @@ mod tests {
         assert_eq!(
             again,
             format!(
-                "before\n{BEGIN}| what | wanted | measured | | what bounds it |\n| --- | ---: | ---: | --- | --- |\n| {first} | ≤ 1 × | 0.8 × | met |  |\n| {last} | ≤ 1 × | 0.7 × | met |  |\n\nMedians, those of a suite of one run: kernel 2.\n{END}after\n"
+                "before\n{BEGIN}| what | wanted | measured | | what bounds it |\n| --- | ---: | ---: | --- | --- |\n| {first} | ≤ 1 × | 0.8 × | met |  |\n| {last} | ≤ 1 × | 0.7 × | met |  |\n\nMedians, and in brackets their quartiles, those of a suite of one run: kernel 2.\n{END}after\n"
             )
         );
         let error = with_table(&again, "kernel 2", &[fared(first, None)]).unwrap_err();

@@ -23,6 +23,8 @@ pub struct Row {
     pub baseline: Option<String>,
     /// How many times the baseline it is.
     pub ratio: Option<f64>,
+    /// Lower and upper quartile of the ratio, if it was measured more than once.
+    pub ratio_spread: Option<[f64; 2]>,
 }
 
 /// A figure that has been counted, or measured.
@@ -46,16 +48,7 @@ impl Row {
         figure: Option<Figure>,
         unit: &str,
     ) -> Self {
-        let (value, spread) = match figure {
-            Some(Figure::Counted(count)) => (Some(count as f64), None),
-            Some(Figure::Measured(Quartiles {
-                lower,
-                median,
-                upper,
-            })) => (Some(median), Some([lower, upper])),
-            Some(Figure::Once(figure)) => (Some(figure), None),
-            None => (None, None),
-        };
+        let (value, spread) = parts(figure);
         Self {
             suite,
             name: name.into(),
@@ -65,15 +58,18 @@ impl Row {
             spread,
             baseline: None,
             ratio: None,
+            ratio_spread: None,
         }
     }
 
     /// The same, being so many times the row with the name `baseline`; `None` if that can't be said.
     #[must_use]
-    pub fn compared(self, baseline: &str, ratio: Option<f64>) -> Self {
+    pub fn compared(self, baseline: &str, ratio: Option<Figure>) -> Self {
+        let (ratio, ratio_spread) = parts(ratio);
         Self {
             baseline: Some(baseline.to_owned()),
             ratio,
+            ratio_spread,
             ..self
         }
     }
@@ -83,6 +79,7 @@ impl Row {
         self.value = None;
         self.spread = None;
         self.ratio = None;
+        self.ratio_spread = None;
     }
 
     /// Prints rows as a table.
@@ -90,7 +87,8 @@ impl Row {
         for row in rows {
             let ratio = row.ratio.map_or_else(String::new, |ratio| {
                 let baseline = row.baseline.as_deref().unwrap_or_default();
-                format!("  {} × {baseline}", three_digits(ratio))
+                let ratio = with_spread(ratio, row.ratio_spread);
+                format!("  {ratio} × {baseline}")
             });
             let Self {
                 name, metric, unit, ..
@@ -110,11 +108,34 @@ impl Row {
         if self.spread.is_none() && value.fract() == 0.0 {
             return format!("{value}");
         }
-        let spread = self.spread.map_or_else(String::new, |[lower, upper]| {
-            format!(" ({}–{})", three_digits(lower), three_digits(upper))
-        });
-        format!("{}{spread}", three_digits(value))
+        with_spread(value, self.spread)
     }
+}
+
+/// A figure, and its spread.
+fn parts(figure: Option<Figure>) -> (Option<f64>, Option<[f64; 2]>) {
+    match figure {
+        Some(Figure::Counted(count)) => (Some(count as f64), None),
+        Some(Figure::Measured(Quartiles {
+            lower,
+            median,
+            upper,
+        })) => (Some(median), Some([lower, upper])),
+        Some(Figure::Once(figure)) => (Some(figure), None),
+        None => (None, None),
+    }
+}
+
+/// For people to read.
+pub(super) fn with_spread(figure: f64, spread: Option<[f64; 2]>) -> String {
+    three_digits(figure) + &in_brackets(spread)
+}
+
+/// What goes behind the figure; nothing without a spread.
+pub(super) fn in_brackets(spread: Option<[f64; 2]>) -> String {
+    spread.map_or_else(String::new, |[lower, upper]| {
+        format!(" ({}–{})", three_digits(lower), three_digits(upper))
+    })
 }
 
 #[cfg(test)]
@@ -135,15 +156,17 @@ mod tests {
         };
         let without = json!({
             "suite": "path", "name": "delivered", "metric": "time over the floor", "value": null,
-            "unit": "ns", "spread": null, "baseline": "refused", "ratio": null,
+            "unit": "ns", "spread": null, "baseline": "refused", "ratio": null, "ratio_spread": null,
         });
         let object = serde_json::to_value(row(None).compared("refused", None)).unwrap();
         assert_eq!(object, without);
 
         let figure = Quartiles::of(&[1.0, 2.0, 3.0]).map(Figure::Measured);
-        let object = serde_json::to_value(row(figure).compared("refused", Some(2.0))).unwrap();
+        let ratio = Quartiles::of(&[1.0, 2.0, 4.0]).map(Figure::Measured);
+        let object = serde_json::to_value(row(figure).compared("refused", ratio)).unwrap();
         assert_eq!(object["value"], 2.0);
         assert_eq!(object["spread"], json!([1.5, 2.5]));
         assert_eq!(object["ratio"], 2.0);
+        assert_eq!(object["ratio_spread"], json!([1.5, 3.0]));
     }
 }

@@ -1,5 +1,6 @@
 //! What must be reached, and whether it was.
 
+use super::row::{in_brackets, with_spread};
 use super::{Row, Suite};
 use std::fmt::Write as _;
 
@@ -23,6 +24,9 @@ enum Bound {
     RatioAtLeast(f64),
     ValueAtMost(f64),
 }
+
+/// A figure isn't quoted if its quartiles are further apart than this part of it: another run could say something else.
+const WIDEST_SPREAD: f64 = 0.25;
 
 /// Of `push-ebpf/src/bench/least.rs`.
 const LEAST: &str = "the least";
@@ -160,6 +164,8 @@ pub(super) struct Fared {
     pub(super) wanted: String,
     pub(super) got: Option<String>,
     pub(super) is_met: Option<bool>,
+    /// Whether it, or what bounds it, was measured, but spread too wide to be quoted.
+    pub(super) is_too_noisy: bool,
     /// What bounds it, and what that got; empty if nothing is known to.
     pub(super) bounded_by: String,
 }
@@ -183,20 +189,28 @@ impl Target {
             let mut of_suite = rows.iter().filter(|row| row.suite == self.suite);
             of_suite.find(|row| row.name == name && row.metric == metric)
         };
-        let figure = |row: &Row| match self.bound {
-            Bound::RatioAtMost(_) | Bound::RatioAtLeast(_) => row.ratio,
-            Bound::ValueAtMost(_) => row.value,
+        let mut is_too_noisy = false;
+        let mut with_its_spread = |row: &Row| {
+            let (figure, spread) = match self.bound {
+                Bound::RatioAtMost(_) | Bound::RatioAtLeast(_) => (row.ratio?, row.ratio_spread),
+                Bound::ValueAtMost(_) => (row.value?, row.spread),
+            };
+            let is_quotable =
+                spread.is_none_or(|[lower, upper]| upper - lower <= figure * WIDEST_SPREAD);
+            is_too_noisy |= !is_quotable;
+            is_quotable.then_some((figure, spread))
         };
         let unit = match self.bound {
             Bound::RatioAtMost(_) | Bound::RatioAtLeast(_) => "×",
             Bound::ValueAtMost(_) => row(self.name, self.metric).map_or("", |row| &row.unit),
         };
         let bounds = self.bounded_by.iter().filter_map(|&(what, name, metric)| {
-            let figure = figure(row(name, metric)?)?;
-            Some(format!("{what}: {} {unit}", three_digits(figure)))
+            let (figure, spread) = with_its_spread(row(name, metric)?)?;
+            Some(format!("{what}: {} {unit}", with_spread(figure, spread)))
         });
         let bounds: Vec<_> = bounds.collect();
-        let figure = row(self.name, self.metric).and_then(figure);
+        let measured = row(self.name, self.metric).and_then(with_its_spread);
+        let figure = measured.map(|(figure, _)| figure);
         let (sign, bound, is_met) = match self.bound {
             Bound::RatioAtMost(bound) | Bound::ValueAtMost(bound) => {
                 ('≤', bound, figure.map(|figure| figure <= bound))
@@ -206,14 +220,18 @@ impl Target {
         Fared {
             promise: self.promise,
             wanted: format!("{sign} {} {unit}", three_digits(bound)),
-            // A miss has to look like one.
-            got: figure.map(|figure| match three_digits(figure) {
-                got if is_met == Some(false) && got == three_digits(bound) => {
-                    format!("{figure:.4} {unit}")
-                }
-                got => format!("{got} {unit}"),
+            got: measured.map(|(figure, spread)| {
+                let got = match three_digits(figure) {
+                    // A miss has to look like one.
+                    got if is_met == Some(false) && got == three_digits(bound) => {
+                        format!("{figure:.4}")
+                    }
+                    got => got,
+                };
+                format!("{got}{} {unit}", in_brackets(spread))
             }),
             is_met,
+            is_too_noisy,
             bounded_by: bounds.join("; "),
         }
     }
@@ -224,6 +242,7 @@ impl Fared {
         match self.is_met {
             Some(true) => "met",
             Some(false) => "NOT MET",
+            None if self.is_too_noisy => "too noisy",
             None => "not measured",
         }
     }
@@ -240,7 +259,7 @@ pub(super) fn table(fared: &[Fared]) -> String {
         };
         let _ = writeln!(
             text,
-            "{:<64} {:>12} {:>12}  {}{bounds}",
+            "{:<64} {:>12} {:>24}  {}{bounds}",
             one.promise,
             one.wanted,
             got,
@@ -262,12 +281,54 @@ pub(super) fn three_digits(figure: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Figure;
+    use super::super::{Figure, Quartiles};
     use super::*;
 
     fn row(value: Option<f64>, ratio: Option<f64>) -> Row {
         let figure = value.map(Figure::Once);
+        let ratio = ratio.map(Figure::Once);
         Row::new(Suite::Path, "tag", "time", figure, "ns").compared("all", ratio)
+    }
+
+    const fn target(bound: Bound) -> Target {
+        Target {
+            promise: "quick",
+            suite: Suite::Path,
+            name: "tag",
+            metric: "time",
+            bound,
+            bounded_by: &[("itself", "tag", "time")],
+        }
+    }
+
+    #[test]
+    fn what_spreads_too_wide_is_not_quoted() {
+        let cases = [
+            ([0.9, 1.0, 1.4], Some("1.00 (0.95–1.20) ×")),
+            ([0.9, 1.0, 1.5], None),
+        ];
+        for (figures, expected) in cases {
+            let ratio = Quartiles::of(&figures).map(Figure::Measured);
+            let rows = [row(Some(9.0), None).compared("all", ratio)];
+            let fared = target(Bound::RatioAtMost(1.2)).fared(&rows);
+            assert_eq!(fared.got.as_deref(), expected);
+            assert_eq!(fared.is_too_noisy, expected.is_none());
+            let (verdict, bound) = match expected {
+                Some(figure) => ("met", format!("itself: {figure}")),
+                None => ("too noisy", String::new()),
+            };
+            assert_eq!((fared.verdict(), fared.bounded_by), (verdict, bound));
+        }
+    }
+
+    #[test]
+    fn a_miss_looks_like_one() {
+        let ratio = Quartiles::of(&[0.5, 0.502, 0.504]).map(Figure::Measured);
+        let rows = [row(None, None).compared("all", ratio)];
+        let fared = target(Bound::RatioAtMost(0.5)).fared(&rows);
+        assert_eq!(fared.got.as_deref(), Some("0.5020 (0.50–0.50) ×"));
+        let fared = target(Bound::RatioAtMost(0.6)).fared(&rows);
+        assert_eq!(fared.got.as_deref(), Some("0.50 (0.50–0.50) ×"));
     }
 
     #[test]
@@ -282,14 +343,7 @@ mod tests {
             (Bound::ValueAtMost(128.0), None, Some(1.0), None),
         ];
         for (bound, value, ratio, expected) in cases {
-            let target = Target {
-                promise: "quick",
-                suite: Suite::Path,
-                name: "tag",
-                metric: "time",
-                bound,
-                bounded_by: &[],
-            };
+            let target = target(bound);
             let fared = target.fared(&[row(value, ratio)]);
             assert_eq!(fared.is_met, expected, "{bound:?} {value:?} {ratio:?}");
             assert_eq!(target.fared(&[]).is_met, None);

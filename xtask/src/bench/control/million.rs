@@ -253,7 +253,7 @@ fn restored(lab: &Lab, loaded_per_s: f64, rows: &mut Rows) -> Result<()> {
         Some(Figure::Once(rate)),
         "1/s",
     )
-    .compared("in batches", Some(rate / loaded_per_s));
+    .compared("in batches", Some(Figure::Once(rate / loaded_per_s)));
     Row::print(std::slice::from_ref(&row));
     rows.0.push(row);
     for (part, message) in [
@@ -270,7 +270,7 @@ fn restored(lab: &Lab, loaded_per_s: f64, rows: &mut Rows) -> Result<()> {
         // If this were all there is to it.
         let rate = f64::from(SESSIONS) / (ms / 1e3);
         let row = Row::new(Suite::Control, part, "took", Some(Figure::Once(ms)), "ms")
-            .compared("in batches", Some(rate / loaded_per_s));
+            .compared("in batches", Some(Figure::Once(rate / loaded_per_s)));
         Row::print(std::slice::from_ref(&row));
         rows.0.push(row);
     }
