@@ -1,7 +1,7 @@
 //! Programs of which each goes a step further than the one before, driven as fast as they go.
 
 use super::plan::{FRAME_LEN, LANES, Lane, PROGRAMS};
-use super::rig::{FIRST_SEQUENCE, OBJECT, xdp};
+use super::rig::{FIRST_SEQUENCE, OBJECT, loaded, xdp};
 use super::route::{Route, Shape};
 use super::variant::Variant;
 use crate::gateway::EXT;
@@ -27,7 +27,7 @@ impl Ladder {
     /// On this CPU, on which the calling thread has to stay.
     pub(crate) fn new(cpu: usize, programs: Vec<Variant>) -> Result<Self> {
         let mut driver = EbpfLoader::new().load(OBJECT)?;
-        xdp(&mut driver, "drive")?.load()?;
+        loaded(xdp(&mut driver, "drive")?)?;
         let map = driver.map_mut(PROGRAMS).context("no map of programs")?;
         let mut map: ProgramArray<_> = ProgramArray::try_from(map)?;
         for (index, program) in (0..).zip(&programs) {
