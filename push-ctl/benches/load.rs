@@ -73,8 +73,8 @@ fn run(arguments: &Arguments) -> Result<Measured> {
         .collect();
     Ok(Measured {
         heading: format!(
-            "load: {kept} of {} rounds count, of {SLOTS} sessions each way",
-            rounds.all
+            "load: {}; {SLOTS} sessions each way",
+            rounds.tell(kept, "what needs nothing but memory")
         ),
         rows,
         is_quiet: quiet.is_some(),
@@ -83,20 +83,27 @@ fn run(arguments: &Arguments) -> Result<Measured> {
 
 /// Seconds that all sessions take, by way and round.
 fn measure(gateway: Gateway) -> Result<Rounds> {
-    pin()?;
+    let cpu = pin()?;
     let mut gateway = resized(gateway, SLOTS);
     let mut table = Table::open(&gateway.settings.pin_dir.join(SESSIONS))?;
     let records = vec![record(); SLOTS as usize];
     // The first one warms up: the kernel makes the table's pages when they are touched first.
-    Rounds::measure("load", ROUNDS, || {
+    Rounds::measure("load", ROUNDS, &[cpu], |turns| {
+        let mut timed = |load: &mut dyn FnMut() -> Result<()>| {
+            turns.take(|| {
+                let begun = Instant::now();
+                load()?;
+                Ok(begun.elapsed().as_secs_f64())
+            })
+        };
         let ways = [
-            timed(|| table.one_by_one(&records))?,
-            timed(|| table.in_batches(&records))?,
-            timed(|| {
+            timed(&mut || table.one_by_one(&records))?,
+            timed(&mut || table.in_batches(&records))?,
+            timed(&mut || {
                 table.in_memory(&records);
                 Ok(())
             })?,
-            timed(|| {
+            timed(&mut || {
                 (1..SLOTS).try_for_each(|slot| {
                     let session = Session::new(slot, DEVICES[0]);
                     gateway.dataplane.install(&session.image).map(|_| ())
@@ -109,12 +116,6 @@ fn measure(gateway: Gateway) -> Result<Rounds> {
             competitors: ways.to_vec(),
         })
     })
-}
-
-fn timed(load: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let begun = Instant::now();
-    load()?;
-    Ok(begun.elapsed().as_secs_f64())
 }
 
 /// One that no trigger is for.

@@ -14,22 +14,16 @@ mod gateway;
 mod ground;
 mod shared;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use gateway::sh;
 use ground::Ground;
 use ground::rig::{Rig, Turn, with_table};
 use ground::route::{Route, Shape, install};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
-use push_common::tag::{Mac, TagKey};
 use shared::{Arguments, Measured};
-use std::array;
-use std::hint::black_box;
 use std::process::ExitCode;
-use std::sync::Barrier;
-use std::thread;
-use std::time::{Duration, Instant};
-use xtask::bench::{Figure, Round, Rounds, Row, Suite};
+use xtask::bench::{Figure, Round, Rounds, Row, Suite, arithmetic};
 
 /// Sessions of each CPU.
 const SESSIONS: u32 = 1024;
@@ -52,8 +46,6 @@ const ARITHMETIC_ON_BOTH: usize = 9;
 
 /// Words of arithmetic.
 const WORDS: u64 = 16_000_000;
-/// Tags that they go into, at the same time: as many as keep a core busy, and as fit into its registers.
-const TAGS: usize = 2;
 
 /// The name of what a row is compared with, and how many frames a round had of it.
 type Baseline<'a> = (&'a str, &'a dyn Fn(&Round) -> f64);
@@ -107,18 +99,18 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
         (&bare, both),
     ];
     let mut refused = 0.0_f64;
-    let measured = Rounds::measure("multi", rounds, || {
+    let measured = Rounds::measure("multi", rounds, &cpus, |takes| {
         let mut competitors = Vec::new();
         for (index, (ground, turn)) in turns.iter().enumerate() {
-            let outcome = ground.turn(turn)?;
+            let outcome = takes.take(|| ground.turn(turn))?;
             competitors.push(outcome.ns_per_frame());
             if index == SHARED {
                 let lost = outcome.sent - outcome.arrived;
                 refused = refused.max(lost as f64 / outcome.sent as f64 * 100.0);
             }
         }
-        competitors.push(ns_per_word(&cpus[..1])?);
-        competitors.push(ns_per_word(&cpus)?);
+        competitors.push(takes.take(|| ns_per_word(&cpus[..1]))?);
+        competitors.push(takes.take(|| ns_per_word(&cpus))?);
         Ok(Round {
             floor: competitors[ONE].max(competitors[OTHER]),
             competitors,
@@ -205,45 +197,8 @@ fn a_queue_for_each_cpu() {
     }
 }
 
-/// What a word takes that goes into a tag, on these CPUs at the same time, over all of them. Nothing of it is in
-/// memory, so nothing but the CPUs' own arithmetic is shared, of which one tag alone, where each step waits for the one
-/// before, leaves some to another thread of the same core.
+/// What a word takes that goes into a tag, on these CPUs at the same time, over all of them.
 fn ns_per_word(cpus: &[usize]) -> Result<f64> {
-    let begin = Barrier::new(cpus.len());
-    let absorb = |cpu: usize| {
-        let mut only = CpuSet::new();
-        only.set(cpu)?;
-        sched_setaffinity(Pid::from_raw(0), &only)?;
-        begin.wait();
-        let begun = Instant::now();
-        let mut tags: [Mac; TAGS] =
-            array::from_fn(|tag| Mac::new(TagKey::from_bytes([tag as u8; 16])));
-        for word in 0..WORDS / TAGS as u64 {
-            for tag in &mut tags {
-                tag.absorb_word(word);
-            }
-        }
-        black_box(tags.map(|tag| tag.finish(0, 0)));
-        Ok(begun.elapsed())
-    };
-    let took = thread::scope(|scope| {
-        let running: Vec<_> = cpus
-            .iter()
-            .map(|&cpu| {
-                scope.spawn({
-                    let absorb = &absorb;
-                    move || absorb(cpu)
-                })
-            })
-            .collect();
-        running
-            .into_iter()
-            .map(|thread| {
-                let joined = thread.join();
-                joined.map_err(|_| anyhow!("a thread panicked"))?
-            })
-            .collect::<Result<Vec<Duration>>>()
-    })?;
-    let longest = took.into_iter().max().context("there are CPUs")?;
-    Ok(longest.as_nanos() as f64 / (WORDS * cpus.len() as u64) as f64)
+    let took = arithmetic(cpus, WORDS)?;
+    Ok(took.as_nanos() as f64 / (WORDS * cpus.len() as u64) as f64)
 }

@@ -319,31 +319,14 @@ fn measure(gateway: &mut Gateway, count: usize) -> Result<Measured> {
     let mut ladder = ladder(gateway, cpu)?;
     let attached = gateway.dataplane.prober(EXT)?;
     // Each of them proves that every row is what it says.
-    let rounds = Rounds::measure("path", count, || {
+    let rounds = Rounds::measure("path", count, &[cpu], |turns| {
         let mut medians = Vec::new();
         for step in 0..LADDER {
-            let before = packets(gateway)?;
-            let (ns, action) =
-                ladder.ns_per_trigger(u32::try_from(step)?, LADDER_SESSIONS, LADDER_TRIGGERS)?;
-            let verdict = match step {
-                // What is the least counts nothing either.
-                0 => None,
-                all if all == STEPS.len() => Some(Verdict::Redirected),
-                least if least > STEPS.len() => None,
-                _ => Some(Verdict::MissingConfiguration),
-            };
-            let expected = if step < STEPS.len() { DROP } else { REDIRECT };
-            ensure!(
-                action == expected,
-                "step {step} of the ladder ends with action {action}"
-            );
-            ensure_all(gateway, &before, LADDER_TRIGGERS.into(), verdict)
-                .with_context(|| format!("the ladder up to step {step}"))?;
-            medians.push(ns);
+            medians.push(turns.take(|| step_ns(gateway, &mut ladder, step))?);
         }
-        let floor = floor.median_ns(gateway, &attached)?;
+        let floor = turns.take(|| floor.median_ns(gateway, &attached))?;
         for competitor in &mut competitors {
-            medians.push(competitor.median_ns(gateway, &attached)?);
+            medians.push(turns.take(|| competitor.median_ns(gateway, &attached))?);
         }
         Ok(Round {
             floor,
@@ -365,6 +348,28 @@ fn measure(gateway: &mut Gateway, count: usize) -> Result<Measured> {
         competitors: competitors.collect(),
         rounds,
     })
+}
+
+/// What a trigger takes up to this step of the ladder.
+fn step_ns(gateway: &Gateway, ladder: &mut Ladder, step: usize) -> Result<f64> {
+    let before = packets(gateway)?;
+    let (ns, action) =
+        ladder.ns_per_trigger(u32::try_from(step)?, LADDER_SESSIONS, LADDER_TRIGGERS)?;
+    let verdict = match step {
+        // What is the least counts nothing either.
+        0 => None,
+        all if all == STEPS.len() => Some(Verdict::Redirected),
+        least if least > STEPS.len() => None,
+        _ => Some(Verdict::MissingConfiguration),
+    };
+    let expected = if step < STEPS.len() { DROP } else { REDIRECT };
+    ensure!(
+        action == expected,
+        "step {step} of the ladder ends with action {action}"
+    );
+    ensure_all(gateway, &before, LADDER_TRIGGERS.into(), verdict)
+        .with_context(|| format!("the ladder up to step {step}"))?;
+    Ok(ns)
 }
 
 fn nics(gateway: &mut Gateway) -> Result<Vec<(NicStatus, ProgramSize)>> {

@@ -83,11 +83,11 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
             Ok(Turn::on(cpu, (frames as u32).max(TRIAL)))
         })
         .collect::<Result<Vec<_>>>()?;
-    let measured = Rounds::measure("peers", rounds, || {
+    let measured = Rounds::measure("peers", rounds, &[cpu], |takes| {
         let times = grounds
             .iter()
             .zip(&turns)
-            .map(|(ground, turn)| Ok(ground.turn(turn)?.ns_per_frame()))
+            .map(|(ground, turn)| takes.take(|| Ok(ground.turn(turn)?.ns_per_frame())))
             .collect::<Result<Vec<_>>>()?;
         Ok(Round {
             floor: times[BARE],

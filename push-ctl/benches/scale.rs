@@ -126,13 +126,16 @@ fn measure(gateway: Gateway, counts: &[u32], rounds: usize) -> Result<Measured> 
         session.sequence = sequence;
         session.datagram(b"").frame()
     };
-    let measured = Rounds::measure("scale", rounds, || {
+    let measured = Rounds::measure("scale", rounds, &[cpu], |turns| {
         let frames = vec![arp.clone(); RUNS];
-        let floor = median_ns(&|frame, out| others.run(frame, out), &frames, PASS)?;
+        let floor =
+            turns.take(|| median_ns(&|frame, out| others.run(frame, out), &frames, PASS))?;
         let mut competitors = Vec::with_capacity(programs.len());
         for &(count, program) in &programs {
-            let frames: Vec<_> = (0..RUNS).map(|_| fresh(count)).collect();
-            competitors.push(median_ns(program, &frames, REDIRECT)?);
+            competitors.push(turns.take(|| {
+                let frames: Vec<_> = (0..RUNS).map(|_| fresh(count)).collect();
+                median_ns(program, &frames, REDIRECT)
+            })?);
         }
         Ok(Round { floor, competitors })
     })?;

@@ -94,10 +94,10 @@ fn measure(arguments: &Arguments) -> Result<Measured> {
         competitor(CEILING_BACK, 4, 2, &all),
         competitor("push, sent back", 4, 3, &all),
     ];
-    let measured = Rounds::measure("wire", rounds, || {
+    let measured = Rounds::measure("wire", rounds, &[cpu], |turns| {
         let times = competitors
             .iter()
-            .map(|it| Ok(grounds[it.ground].turn(&it.turn)?.ns_per_frame()))
+            .map(|it| turns.take(|| Ok(grounds[it.ground].turn(&it.turn)?.ns_per_frame())))
             .collect::<Result<Vec<_>>>()?;
         Ok(Round {
             floor: times[0],

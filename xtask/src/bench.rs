@@ -1,9 +1,9 @@
 //! `cargo xtask bench`: runs the benchmarks, and has the statistics that they share.
 //!
 //! Times on a machine that others use too aren't stable; ratios within one run are. So competitors
-//! take turns for many [`Round`]s, each of which measures a floor beside them. The floor is
-//! subtracted, and tells in which rounds something else was going on: [`Quiet`] throws those out,
-//! and refuses to give any figure when too few are left. No target is held against a figure that spreads too wide
+//! take [`Turns`] for many [`Round`]s: while the CPUs are as fast as they can be, for each of them. A round measures a
+//! floor beside them, which is subtracted, and tells in which rounds something else was going on: [`Quiet`] throws those
+//! out, and refuses to give any figure when too few are left. No target is held against a figure that spreads too wide
 //! over the rounds that are.
 
 pub mod control;
@@ -19,7 +19,7 @@ mod turns;
 pub use others::{Others, Took};
 pub use row::{Figure, Row};
 pub use statistics::{Quartiles, Quiet, Round};
-pub use turns::{Progress, Rounds, pin};
+pub use turns::{Progress, Rounds, Turns, arithmetic, pin};
 
 use crate::{child, setup, workspace};
 use anyhow::{Context, Result, bail, ensure};

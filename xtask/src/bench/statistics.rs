@@ -3,6 +3,9 @@
 /// A round whose floor is more than this many times the best one is thrown out.
 pub(super) const NOISY_FLOOR: f64 = 1.15;
 
+/// One round in so many has the best floor, or a better one: of a thousand, the very best came out so by chance.
+const BEST_OF: usize = 31;
+
 /// What one round has measured, in any one unit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Round {
@@ -28,10 +31,16 @@ impl Quiet {
     /// Throws out each round whose floor is more than [`NOISY_FLOOR`] times the best. Tells how many
     /// are left, and gives them unless that is fewer than were `wanted`.
     #[must_use]
-    pub fn of(rounds: &[Round], wanted: usize) -> (usize, Option<Self>) {
-        let best = rounds.iter().map(|round| round.floor).reduce(f64::min);
-        let limit = best.unwrap_or_default() * NOISY_FLOOR;
-        let quiet = rounds.iter().filter(|round| round.floor <= limit);
+    pub fn of<'a>(
+        rounds: impl IntoIterator<Item = &'a Round>,
+        wanted: usize,
+    ) -> (usize, Option<Self>) {
+        let rounds: Vec<_> = rounds.into_iter().collect();
+        let mut floors: Vec<_> = rounds.iter().map(|round| round.floor).collect();
+        floors.sort_by(f64::total_cmp);
+        let best = floors.get(floors.len().saturating_sub(1) / BEST_OF);
+        let limit = best.copied().unwrap_or_default() * NOISY_FLOOR;
+        let quiet = rounds.into_iter().filter(|round| round.floor <= limit);
         let quiet: Vec<_> = quiet.cloned().collect();
         let kept = quiet.len();
         let enough = kept > 0 && kept >= wanted;
@@ -186,6 +195,20 @@ mod tests {
             let (kept, quiet) = Quiet::of(&with_floors(floors), 2);
             assert_eq!((kept, quiet.is_some()), (left, is_enough), "{floors:?}");
         }
+    }
+
+    #[test]
+    fn the_best_floor_is_none_that_one_round_in_many_had() {
+        let kept = |of_100: usize, count: usize| {
+            let floors: Vec<_> = (0..count)
+                .map(|round| if round < of_100 { 100.0 } else { 140.0 })
+                .collect();
+            Quiet::of(&with_floors(&floors), 1).0
+        };
+        assert_eq!(kept(1, 31), 1);
+        assert_eq!(kept(1, 32), 32);
+        assert_eq!(kept(6, 187), 187);
+        assert_eq!(kept(7, 187), 7);
     }
 
     #[test]
