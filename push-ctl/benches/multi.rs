@@ -19,11 +19,9 @@ use gateway::sh;
 use ground::Ground;
 use ground::rig::{Rig, Turn, with_table};
 use ground::route::{Route, Shape, install};
-use nix::sched::{CpuSet, sched_getaffinity};
-use nix::unistd::Pid;
 use shared::{Arguments, Measured};
 use std::process::ExitCode;
-use xtask::bench::{Figure, Round, Rounds, Row, Suite, arithmetic};
+use xtask::bench::{Figure, Round, Rounds, Row, Suite, allowed_cpus, arithmetic};
 
 /// Sessions of each CPU.
 const SESSIONS: u32 = 1024;
@@ -56,10 +54,7 @@ fn main() -> ExitCode {
 
 fn measure(arguments: &Arguments) -> Result<Measured> {
     let rounds = if arguments.short { 9 } else { 41 };
-    let allowed = sched_getaffinity(Pid::from_raw(0))?;
-    let cpus: Vec<_> = (0..CpuSet::count())
-        .filter(|&cpu| allowed.is_set(cpu) == Ok(true))
-        .collect();
+    let cpus = allowed_cpus()?;
     ensure!(cpus.len() >= 2, "this takes two CPUs, and there is one");
     let cpus = [cpus[0], cpus[1]];
     let ground = Ground::new("push", |gateway| {

@@ -19,7 +19,7 @@ mod turns;
 pub use others::{Others, Took};
 pub use row::{Figure, Row};
 pub use statistics::{Quartiles, Quiet, Round};
-pub use turns::{Progress, Rounds, Turns, arithmetic, pin};
+pub use turns::{Progress, Rounds, Turns, allowed_cpus, arithmetic, pin};
 
 use crate::{child, setup, workspace};
 use anyhow::{Context, Result, bail, ensure};

@@ -22,13 +22,21 @@ use std::time::{Duration, Instant};
 ///
 /// When the kernel doesn't let it.
 pub fn pin() -> Result<usize> {
-    let allowed = sched_getaffinity(THIS_THREAD)?;
-    let cpu = (0..CpuSet::count())
-        .rev()
-        .find(|&cpu| allowed.is_set(cpu) == Ok(true))
-        .context("this thread may run on no CPU")?;
+    let allowed = allowed_cpus()?;
+    let &cpu = allowed.last().context("this thread may run on no CPU")?;
     pin_to(cpu)?;
     Ok(cpu)
+}
+
+/// Those that this thread may run on, in order.
+///
+/// # Errors
+///
+/// When the kernel doesn't tell.
+pub fn allowed_cpus() -> Result<Vec<usize>> {
+    let allowed = sched_getaffinity(THIS_THREAD)?;
+    let cpus = (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu) == Ok(true));
+    Ok(cpus.collect())
 }
 
 const THIS_THREAD: Pid = Pid::from_raw(0);
@@ -103,6 +111,22 @@ impl fmt::Debug for Turns<'_> {
 }
 
 impl<'a> Turns<'a> {
+    /// On these CPUs, so many at most.
+    ///
+    /// # Errors
+    ///
+    /// When this process may not run on one of them.
+    pub fn on(cpus: &'a [usize], most: usize) -> Result<Self> {
+        let turns = Self::new(|| arithmetic(cpus, WORDS_BETWEEN))?;
+        Ok(Self { most, ..turns })
+    }
+
+    /// Whether the CPUs were fast before and after each turn that has been accepted.
+    #[must_use]
+    pub fn were_undisturbed(&self) -> bool {
+        self.worst <= self.limit()
+    }
+
     fn new(mut arithmetic: impl FnMut() -> Result<Duration> + 'a) -> Result<Self> {
         let now = arithmetic()?;
         Ok(Self {
@@ -180,7 +204,8 @@ impl Rounds {
         cpus: &[usize],
         mut measure: impl FnMut(&mut Turns<'_>) -> Result<Round>,
     ) -> Result<Self> {
-        let turns = Turns::new(|| arithmetic(cpus, WORDS_BETWEEN))?;
+        // How many it may be, is known when there was one round.
+        let turns = Turns::on(cpus, 0)?;
         Self::until(name, wanted, turns, |turns| {
             let others = Others::watch()?;
             let round = measure(turns)?;

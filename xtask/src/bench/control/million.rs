@@ -2,6 +2,7 @@
 //! is busy with it before it looks again who else does.
 
 use super::{Figure, Row, Suite};
+use crate::bench::{Quartiles, Turns, allowed_cpus};
 use crate::child;
 use crate::export::Export;
 use crate::lab::{Config, DEVICE, Lab, Options, Party};
@@ -33,6 +34,12 @@ const ROUNDS: usize = 5;
 
 /// So many sessions are revoked, one after the other.
 const REVOKED: u32 = 100;
+
+/// So many times, the controller has to start with a kernel that has no session.
+const RESTORES: usize = 3;
+
+/// So many times at most: again, if the CPUs were slow before or after it.
+const MOST_RESTORES: usize = 10;
 
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -239,42 +246,73 @@ fn memory_bytes(lab: &Lab) -> Result<f64> {
 /// How fast sessions are forwarded again when the kernel has lost them all, as it has when the machine was started
 /// anew: from the start of the controller until it says that it is ready. What takes how long of it is from its log.
 fn restored(lab: &Lab, loaded_per_s: f64, rows: &mut Rows) -> Result<()> {
+    let cpus = allowed_cpus()?;
+    let mut turns = Turns::on(&cpus, MOST_RESTORES)?;
+    let mut times_s = Vec::new();
+    let mut parts_s = [const { Vec::new() }; PARTS.len()];
+    for _ in 0..RESTORES {
+        let (all_s, of_parts_s) = turns.take(|| restore(lab))?;
+        times_s.push(all_s);
+        for (of_part, time_s) in parts_s.iter_mut().zip(of_parts_s) {
+            of_part.push(time_s);
+        }
+    }
+    let quartiles = |figure: &dyn Fn(f64) -> f64, times_s: &[f64]| {
+        let figures: Vec<_> = times_s.iter().map(|&time_s| figure(time_s)).collect();
+        Quartiles::of(&figures).map(Figure::Measured)
+    };
+    let per_s = |time_s| f64::from(SESSIONS) / time_s;
+    // Of a part: if it were all there is to it.
+    let share = |time_s| per_s(time_s) / loaded_per_s;
+    let mut restored = vec![
+        Row::new(
+            Suite::Control,
+            "from the store",
+            "sessions loaded",
+            quartiles(&per_s, &times_s),
+            "1/s",
+        )
+        .compared("in batches", quartiles(&share, &times_s)),
+    ];
+    for ((part, _), times_s) in PARTS.into_iter().zip(&parts_s) {
+        let took = quartiles(&|time_s| time_s * 1e3, times_s);
+        let row = Row::new(Suite::Control, part, "took", took, "ms");
+        restored.push(row.compared("in batches", quartiles(&share, times_s)));
+    }
+    if !turns.were_undisturbed() {
+        restored.iter_mut().for_each(Row::withhold);
+    }
+    Row::print(&restored);
+    rows.0.extend(restored);
+    Ok(())
+}
+
+/// What a start consists of, and what the controller says when it is done with that.
+const PARTS: [(&str, &str); 3] = [
+    ("reading the store", "the store is read and in order"),
+    ("taking up its records", "its records are in memory"),
+    ("writing the table", super::restart::IN_LINE),
+];
+
+/// Starts the controller again, of whose sessions the kernel has none: how many seconds all of it takes, and its parts.
+fn restore(lab: &Lab) -> Result<(f64, [f64; PARTS.len()])> {
     lab.kill()?;
     fs::remove_dir_all(lab.folder().join("bpf/push"))?;
     let begun = Instant::now();
     lab.start()?;
-    let rate = f64::from(SESSIONS) / begun.elapsed().as_secs_f64();
+    let all_s = begun.elapsed().as_secs_f64();
     let line = super::restart::last_of(lab, super::restart::IN_LINE)?;
     ensure!(line.contains("kept=0"), "the kernel has kept some: {line}");
-    let row = Row::new(
-        Suite::Control,
-        "from the store",
-        "sessions loaded",
-        Some(Figure::Once(rate)),
-        "1/s",
-    )
-    .compared("in batches", Some(Figure::Once(rate / loaded_per_s)));
-    Row::print(std::slice::from_ref(&row));
-    rows.0.push(row);
-    for (part, message) in [
-        ("reading the store", "the store is read and in order"),
-        ("taking up its records", "its records are in memory"),
-        ("writing the table", super::restart::IN_LINE),
-    ] {
+    let mut parts_s = [0.0; PARTS.len()];
+    for (time_s, (_, message)) in parts_s.iter_mut().zip(PARTS) {
         let line = super::restart::last_of(lab, message)?;
         let ms = line
             .split_once("took_ms=")
             .map(|(_, rest)| rest.split(' ').next().unwrap_or(rest))
             .with_context(|| format!("it doesn't say how long it took: {line}"))?;
-        let ms: f64 = ms.parse()?;
-        // If this were all there is to it.
-        let rate = f64::from(SESSIONS) / (ms / 1e3);
-        let row = Row::new(Suite::Control, part, "took", Some(Figure::Once(ms)), "ms")
-            .compared("in batches", Some(Figure::Once(rate / loaded_per_s)));
-        Row::print(std::slice::from_ref(&row));
-        rows.0.push(row);
+        *time_s = ms.parse::<f64>()? / 1e3;
     }
-    Ok(())
+    Ok((all_s, parts_s))
 }
 
 /// How long it takes from when an operator revokes a session until no trigger is delivered for it.
