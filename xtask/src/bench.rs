@@ -140,7 +140,7 @@ pub fn run(suites: &[Suite], outputs: Outputs<'_>) -> Result<()> {
     let too_noisy: Vec<_> = too_noisy.map(|one| one.promise).collect();
     if !too_noisy.is_empty() {
         bail!(
-            "figures of one run differed too much to be quoted: {}; try again when less is running on the machine",
+            "too noisy to be quoted: {}; try again when less is running on the machine",
             too_noisy.join("; ")
         );
     }

@@ -164,7 +164,7 @@ pub(super) struct Fared {
     pub(super) wanted: String,
     pub(super) got: Option<String>,
     pub(super) is_met: Option<bool>,
-    /// Whether it, or what bounds it, was measured, but spread too wide to be quoted.
+    /// Whether it, or what bounds it, was measured, but in too few rounds or with too wide a spread to be quoted.
     pub(super) is_too_noisy: bool,
     /// What bounds it, and what that got; empty if nothing is known to.
     pub(super) bounded_by: String,
@@ -192,13 +192,14 @@ impl Target {
         let mut is_too_noisy = false;
         let mut with_its_spread = |row: &Row| {
             let (figure, spread) = match self.bound {
-                Bound::RatioAtMost(_) | Bound::RatioAtLeast(_) => (row.ratio?, row.ratio_spread),
-                Bound::ValueAtMost(_) => (row.value?, row.spread),
+                Bound::RatioAtMost(_) | Bound::RatioAtLeast(_) => (row.ratio, row.ratio_spread),
+                Bound::ValueAtMost(_) => (row.value, row.spread),
             };
-            let is_quotable =
-                spread.is_none_or(|[lower, upper]| upper - lower <= figure * WIDEST_SPREAD);
-            is_too_noisy |= !is_quotable;
-            is_quotable.then_some((figure, spread))
+            let quotable = figure.filter(|figure| {
+                spread.is_none_or(|[lower, upper]| upper - lower <= figure * WIDEST_SPREAD)
+            });
+            is_too_noisy |= quotable.is_none();
+            Some((quotable?, spread))
         };
         let unit = match self.bound {
             Bound::RatioAtMost(_) | Bound::RatioAtLeast(_) => "×",
@@ -346,7 +347,8 @@ mod tests {
             let target = target(bound);
             let fared = target.fared(&[row(value, ratio)]);
             assert_eq!(fared.is_met, expected, "{bound:?} {value:?} {ratio:?}");
-            assert_eq!(target.fared(&[]).is_met, None);
+            assert_eq!(fared.is_too_noisy, expected.is_none());
+            assert_eq!(target.fared(&[]).verdict(), "not measured");
             let tells = |figure: f64| target.fared(&[row(Some(figure), None)]).got;
             if let Bound::ValueAtMost(_) = bound {
                 assert_eq!(tells(128.0).as_deref(), Some("128 ns"));
