@@ -121,12 +121,6 @@ impl<'a> Turns<'a> {
         Ok(Self { most, ..turns })
     }
 
-    /// Whether the CPUs were fast before and after each turn that has been accepted.
-    #[must_use]
-    pub fn were_undisturbed(&self) -> bool {
-        self.worst <= self.limit()
-    }
-
     fn new(mut arithmetic: impl FnMut() -> Result<Duration> + 'a) -> Result<Self> {
         let now = arithmetic()?;
         Ok(Self {
@@ -353,8 +347,6 @@ mod tests {
         assert_eq!(take(&mut turns).unwrap(), 4);
         assert_eq!(turns.worst, Duration::from_millis(115));
         assert_eq!((turns.taken, turns.best), (4, Duration::from_millis(90)));
-        // One that was accepted too soon.
-        assert!(!turns.were_undisturbed());
         let error = take(&mut turns).unwrap_err();
         assert_eq!(error.to_string(), "it goes on");
     }
@@ -365,7 +357,7 @@ mod tests {
         turns.most = 100;
         assert!(turns.take(|| Ok(())).is_ok());
         assert_eq!(turns.taken, 2);
-        assert!(turns.were_undisturbed());
+        assert_eq!(turns.worst, Duration::from_millis(101));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! is busy with it before it looks again who else does.
 
 use super::{Figure, Row, Suite};
-use crate::bench::{Quartiles, Turns, allowed_cpus};
+use crate::bench::Quartiles;
 use crate::child;
 use crate::export::Export;
 use crate::lab::{Config, DEVICE, Lab, Options, Party};
@@ -37,9 +37,6 @@ const REVOKED: u32 = 100;
 
 /// So many times, the controller has to start with a kernel that has no session.
 const RESTORES: usize = 3;
-
-/// So many times at most: again, if the CPUs were slow before or after it.
-const MOST_RESTORES: usize = 10;
 
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -246,14 +243,10 @@ fn memory_bytes(lab: &Lab) -> Result<f64> {
 /// How fast sessions are forwarded again when the kernel has lost them all, as it has when the machine was started
 /// anew: from the start of the controller until it says that it is ready. What takes how long of it is from its log.
 fn restored(lab: &Lab, loaded_per_s: f64, rows: &mut Rows) -> Result<()> {
-    // The controller is busy on one at a time.
-    let cpu = allowed_cpus()?.into_iter().next_back();
-    let cpus = [cpu.context("the controller runs somewhere")?];
-    let mut turns = Turns::on(&cpus, MOST_RESTORES)?;
     let mut times_s = Vec::new();
     let mut parts_s = [const { Vec::new() }; PARTS.len()];
     for _ in 0..RESTORES {
-        let (all_s, of_parts_s) = turns.take(|| restore(lab))?;
+        let (all_s, of_parts_s) = restore(lab)?;
         times_s.push(all_s);
         for (of_part, time_s) in parts_s.iter_mut().zip(of_parts_s) {
             of_part.push(time_s);
@@ -280,9 +273,6 @@ fn restored(lab: &Lab, loaded_per_s: f64, rows: &mut Rows) -> Result<()> {
         let took = quartiles(&|time_s| time_s * 1e3, times_s);
         let row = Row::new(Suite::Control, part, "took", took, "ms");
         restored.push(row.compared("in batches", quartiles(&share, times_s)));
-    }
-    if !turns.were_undisturbed() {
-        restored.iter_mut().for_each(Row::withhold);
     }
     Row::print(&restored);
     rows.0.extend(restored);
